@@ -1,0 +1,128 @@
+"""Failure codes with advice, exit codes, and how one becomes the other.
+
+A pod ends with an exit code (sysexits) and one JSON object as its termination message; the operator turns both into ``status.error``.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Final
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every ``tunewright-trainer`` verb (values from sysexits.h where it has one)."""
+
+    DONE = 0
+    CONFIG = 64
+    DATA = 65
+    MISSING = 66
+    UNAVAILABLE = 69
+    INTERNAL = 70
+    STOPPED = 75  # with a complete checkpoint: preempted, suspended
+    DENIED = 77
+    OUT_OF_MEMORY = 78
+
+
+class FailureClass(StrEnum):
+    """Which retry budget an ended attempt draws from."""
+
+    USER = "user"  # nothing will change by trying again
+    INFRASTRUCTURE = "infrastructure"  # may pass: storage away, pod killed, internal error
+    OUT_OF_MEMORY = "outOfMemory"  # tried again with a smaller micro-batch
+    FREE = "free"  # preempted, drained, node lost, stopped on demand: costs nothing
+
+
+class FailureCode(StrEnum):
+    """``status.error.code``: what went wrong, for people and programs."""
+
+    DATA_NOT_FOUND = "DataNotFound"
+    DATA_INVALID = "DataInvalid"
+    DATA_EMPTY = "DataEmpty"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_UNSAFE = "ModelUnsafe"
+    MODEL_UNSUPPORTED = "ModelUnsupported"
+    ACCESS_DENIED = "AccessDenied"
+    CONFIG_INVALID = "ConfigInvalid"
+    OUT_OF_MEMORY = "OutOfMemory"
+    LOSS_DIVERGED = "LossDiverged"
+    STALLED = "Stalled"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    STORAGE_NOT_FOUND = "StorageNotFound"
+    NODE_LOST = "NodeLost"
+    PREEMPTED = "Preempted"
+    KILLED = "Killed"
+    INTERNAL = "Internal"
+
+
+ADVICE: Final[dict[FailureCode, str]] = {
+    FailureCode.DATA_NOT_FOUND: "Check the bucket and the key of the source, and that its objects are uploaded.",
+    FailureCode.DATA_INVALID: "Mend the rows named in the message, name the right `format` or `columns`, or allow bad rows by `maxInvalidFraction`.",
+    FailureCode.DATA_EMPTY: "Give a source with at least one usable row; the report counts what was dropped and why.",
+    FailureCode.MODEL_NOT_FOUND: "Check spec.model.uri: the folder needs config.json, tokenizer files and *.safetensors.",
+    FailureCode.MODEL_UNSAFE: "Convert the weights to safetensors; pickled weights can run code and are never loaded.",
+    FailureCode.MODEL_UNSUPPORTED: "Use a causal language model whose architecture transformers knows without code of the model's own.",
+    FailureCode.ACCESS_DENIED: "Check the keys in the credentials Secret and what they may read.",
+    FailureCode.CONFIG_INVALID: "Correct the named field and apply the job again.",
+    FailureCode.OUT_OF_MEMORY: "Ask for more memory, or lower dataset.maxLength, hyperparameters.microBatchSize or method.lora.rank; tuner qlora needs least.",
+    FailureCode.LOSS_DIVERGED: "Lower hyperparameters.learningRate, raise warmupRatio, or look at the data report for odd rows.",
+    FailureCode.STALLED: "Look at the pod's log; a step did not end in the time that steps of this job took before.",
+    FailureCode.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds or give the job more resources; checkpoints are kept.",
+    FailureCode.IMAGE_PULL_FAILED: "Check the image's name and the namespace's pull secrets.",
+    FailureCode.STORAGE_UNAVAILABLE: "Object storage did not answer; the job goes on from its last checkpoint when applied anew.",
+    FailureCode.STORAGE_NOT_FOUND: "Create the platform's bucket, or correct storage.bucket in the chart's values.",
+    FailureCode.NODE_LOST: "The node went away; the job goes on elsewhere from its last checkpoint.",
+    FailureCode.PREEMPTED: "The pod had to leave its node; the job goes on from its last checkpoint.",
+    FailureCode.KILLED: "The container was killed from outside; the job goes on from its last checkpoint.",
+    FailureCode.INTERNAL: "This is a fault of Tunewright; please report it with the pod's log.",
+}
+
+EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
+    FailureCode.DATA_NOT_FOUND: ExitCode.MISSING,
+    FailureCode.DATA_INVALID: ExitCode.DATA,
+    FailureCode.DATA_EMPTY: ExitCode.DATA,
+    FailureCode.MODEL_NOT_FOUND: ExitCode.MISSING,
+    FailureCode.MODEL_UNSAFE: ExitCode.MISSING,
+    FailureCode.MODEL_UNSUPPORTED: ExitCode.CONFIG,
+    FailureCode.ACCESS_DENIED: ExitCode.DENIED,
+    FailureCode.CONFIG_INVALID: ExitCode.CONFIG,
+    FailureCode.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
+    FailureCode.LOSS_DIVERGED: ExitCode.DATA,
+    FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
+    FailureCode.STORAGE_NOT_FOUND: ExitCode.MISSING,
+    FailureCode.INTERNAL: ExitCode.INTERNAL,
+}
+
+FAILURE_CLASSES: Final[dict[FailureCode, FailureClass]] = {
+    FailureCode.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+    FailureCode.STALLED: FailureClass.INFRASTRUCTURE,
+    FailureCode.IMAGE_PULL_FAILED: FailureClass.INFRASTRUCTURE,
+    FailureCode.STORAGE_UNAVAILABLE: FailureClass.INFRASTRUCTURE,
+    FailureCode.KILLED: FailureClass.INFRASTRUCTURE,
+    FailureCode.INTERNAL: FailureClass.INFRASTRUCTURE,
+    FailureCode.NODE_LOST: FailureClass.FREE,
+    FailureCode.PREEMPTED: FailureClass.FREE,
+}
+
+
+def failure_class(code: FailureCode) -> FailureClass:
+    """The budget that a failure draws from; whatever is not listed is the user's to mend."""
+    return FAILURE_CLASSES.get(code, FailureClass.USER)
+
+
+class Refusal(Exception):
+    """Something that ends a verb with one clear message.
+
+    ``param`` names the field, file or object that is to blame, as the user wrote it (``spec.dataset.sources[0].uri``).
+    ``message`` says what is wrong there. Neither ever holds the content of a data row.
+    """
+
+    def __init__(self, code: FailureCode, message: str, *, param: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the process ends with."""
+        return EXIT_CODES[self.code]

@@ -1,0 +1,68 @@
+"""The types of single fields that several resources share: addresses, names, quantities, and numbers that may be ``auto``."""
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
+
+MAX_URI: Final = 1024
+MAX_MESSAGE: Final = 1024  # characters of a message in a status: `kubectl describe` stays readable, etcd small
+S3_PATTERN: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]*$"
+QUANTITY_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+DNS_LABEL: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+DNS_NAME: Final = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+
+
+class Part(BaseModel):
+    """A closed object: a field that it does not name is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, use_enum_values=False, validate_default=True)
+
+
+class Rules(dict[str, Any]):
+    """``json_schema_extra`` with CEL rules: pairs of (rule, message)."""
+
+    def __init__(self, *rules: tuple[str, str]) -> None:
+        super().__init__({"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]})
+
+
+def _remote_unless_local(uri: str, info: ValidationInfo) -> str:
+    """On a cluster an address is ``s3://``; ``tunewright-trainer run`` on one machine also takes paths."""
+    if (info.context or {}).get("local") or re.fullmatch(S3_PATTERN.strip("^$"), uri):
+        return uri
+    raise ValueError("must be s3://bucket/key; paths of this machine work with `tunewright-trainer run` only")
+
+
+Uri = Annotated[
+    str,
+    AfterValidator(_remote_unless_local),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_URI, "pattern": S3_PATTERN}),
+]
+Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN, max_length=32)]
+SecretName = Annotated[str, Field(pattern=r"^$|" + DNS_NAME, max_length=253)]
+
+
+def _auto_or_count(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("must be `auto` or a whole number of at least 1")
+
+
+def _auto_or_rate(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1):
+        return value
+    raise ValueError("must be `auto` or a number above 0 and at most 1")
+
+
+# "auto" in words and a number otherwise. A structural schema has no such type: `int-or-string` is the nearest for whole numbers, and for others the
+# type is left open while the bounds (which bind numbers only) and the pattern (which binds strings only) hold, as the API server enforces both.
+AutoCount = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_auto_or_count),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "minimum": 1, "maximum": 1_000_000, "pattern": "^auto$"}),
+]
+AutoRate = Annotated[
+    float | Literal["auto"],
+    BeforeValidator(_auto_or_rate),
+    WithJsonSchema({"x-kubernetes-preserve-unknown-fields": True, "x-untyped": True}),
+]

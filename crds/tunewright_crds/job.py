@@ -1,0 +1,567 @@
+"""InstructionTuningJob: the one resource that a person writes.
+
+A field that is here has an effect; what is not here is refused by name.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
+from tunewright_crds.fields import MAX_MESSAGE, AutoCount, AutoRate, Part, Quantity, Rules, SecretName, Uri
+from tunewright_crds.names import Phase
+
+MAX_SOURCES: Final = 64
+MAX_TEMPLATE: Final = 16_384
+MAX_ATTEMPTS_TOLD: Final = 10
+
+
+class Architecture(StrEnum):
+    AUTO = "auto"
+    CAUSAL = "causal"
+
+
+class DataFormat(StrEnum):
+    AUTO = "auto"
+    ALPACA = "alpaca"
+    CHAT = "chat"
+    PROMPT_COMPLETION = "prompt-completion"
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Overlong(StrEnum):
+    TRUNCATE = "truncate"
+    DROP = "drop"
+    FAIL = "fail"
+
+
+class TrainOn(StrEnum):
+    RESPONSE = "response"
+    LAST_RESPONSE = "last-response"
+    ALL = "all"
+
+
+class Tuner(StrEnum):
+    FULL = "full"
+    LORA = "lora"
+    QLORA = "qlora"
+
+
+class OutputForm(StrEnum):
+    ADAPTER = "adapter"
+    MERGED = "merged"
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Scheduler(StrEnum):
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class Model(Part):
+    """The base model."""
+
+    uri: Uri = Field(description="Folder of the base model: s3://bucket/path/ with config.json, tokenizer files and *.safetensors.")
+    architecture: Architecture = Field(Architecture.AUTO, description="Kind of model; `auto` reads it from config.json.")
+    chat_template: str = Field(
+        "",
+        alias="chatTemplate",
+        max_length=MAX_TEMPLATE,
+        description="Jinja chat template. Default: the model's own, else a plain one of Tunewright.",
+    )
+    credentials_secret: SecretName = Field(
+        "",
+        alias="credentialsSecret",
+        description="Secret of this namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_ENDPOINT_URL and AWS_REGION, "
+        "to read the model with. Default: the keys of the platform's own storage.",
+    )
+
+
+class Source(Part):
+    """One source of instruction data."""
+
+    uri: Uri = Field(description="A file or a folder of files: .jsonl, .json, .csv, .parquet; .gz and .zst beside them.")
+    format: DataFormat = Field(
+        DataFormat.AUTO,
+        description="Shape of a row: alpaca {instruction,input,output}, chat {messages:[{role,content}]}, prompt-completion {prompt,completion}. "
+        "`auto` recognises it by its keys.",
+    )
+    columns: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)]] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Our key to the key of the file, where they differ: {instruction: question, output: answer}.",
+    )
+    split: Split = Field(
+        Split.TRAIN, description="What the rows are for. `train` rows are split further by validationFraction and testFraction."
+    )
+    max_examples: int | None = Field(
+        None, alias="maxExamples", ge=1, le=1_000_000_000, description="Take at most so many rows of this source."
+    )
+    license: str = Field("", max_length=128, description="Licence of the data; carried into the lineage of the tuned model.")
+
+
+class Cleaning(Part):
+    """What is dropped before training; the report counts each drop by its reason."""
+
+    deduplicate: bool = Field(True, description="Drop rows whose conversation occurred before.")
+    min_output_characters: int = Field(1, alias="minOutputCharacters", ge=0, le=1_000_000, description="Drop rows with a shorter answer.")
+    max_characters: int = Field(
+        100_000, alias="maxCharacters", ge=1, le=10_000_000, description="Drop longer rows, in characters of the whole conversation."
+    )
+
+
+class Dataset(
+    Part,
+    json_schema_extra=Rules(
+        ("self.validationFraction + self.testFraction < 1.0", "validationFraction and testFraction together must be below 1"),
+        ("self.sources.exists(s, s.split == 'train')", "at least one source must have split: train"),
+    ),
+):
+    """The instruction data and how it is prepared."""
+
+    sources: list[Source] = Field(min_length=1, max_length=MAX_SOURCES, description="Where the rows come from, in order.")
+    credentials_secret: SecretName = Field(
+        "",
+        alias="credentialsSecret",
+        description="Secret of this namespace to read the sources with; keys as for spec.model.credentialsSecret.",
+    )
+    validation_fraction: float = Field(
+        0.05,
+        alias="validationFraction",
+        ge=0,
+        lt=1,
+        description="Share of the train rows kept for validation, unless a source has split: validation.",
+    )
+    test_fraction: float = Field(
+        0.0, alias="testFraction", ge=0, lt=1, description="Share of the train rows kept for testing and never trained on."
+    )
+    cleaning: Cleaning = Field(default_factory=Cleaning, description="What is dropped before training.")
+    max_length: int = Field(2048, alias="maxLength", ge=8, le=1_048_576, description="Longest example, in tokens.")
+    overlong: Overlong = Field(
+        Overlong.TRUNCATE, description="What happens to longer examples: truncate (at the end), drop, or fail the job."
+    )
+    packing: bool = Field(
+        True, description="Fill sequences of maxLength with several examples, kept apart from one another; no token is padding."
+    )
+    train_on: TrainOn = Field(
+        TrainOn.RESPONSE, alias="trainOn", description="Which tokens are learned: every response, the last response only, or all tokens."
+    )
+    max_invalid_fraction: float = Field(
+        0.0, alias="maxInvalidFraction", ge=0, lt=1, description="Share of unusable rows that is tolerated before the job fails."
+    )
+
+    @model_validator(mode="after")
+    def _fractions(self) -> "Dataset":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validationFraction and testFraction together must be below 1")
+        if not any(source.split is Split.TRAIN for source in self.sources):
+            raise ValueError("at least one source must have split: train")
+        return self
+
+
+class Lora(Part):
+    """Options of the LoRA tuners (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
+    alpha: float = Field(
+        32, gt=0, le=65_536, description="Scale: the adapter's output is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."
+    )
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapter's input while training.")
+    target_modules: str = Field(
+        "all-linear",
+        alias="targetModules",
+        max_length=1024,
+        pattern=r"^[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*$",
+        description="Which layers get an adapter: `all-linear` (all but the output head), or names joined by commas such as q_proj,v_proj.",
+    )
+    rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732).")
+
+
+class Method(Part):
+    """How the model is tuned."""
+
+    objective: Literal["sft"] = Field("sft", description="What is optimised: sft, supervised fine-tuning on the responses.")
+    tuner: Tuner = Field(
+        Tuner.LORA,
+        description="Which weights change: full (all), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU).",
+    )
+    lora: Lora = Field(default_factory=Lora, description="Options of lora and qlora.")
+
+
+class EarlyStopping(Part):
+    """Stop when validation no longer improves, and return the best weights seen."""
+
+    enabled: bool = Field(False, description="Needs validation rows.")
+    patience: int = Field(3, ge=1, le=1000, description="So many evaluations in a row without improvement.")
+    min_delta: float = Field(0.0, alias="minDelta", ge=0, description="An evaluation loss lower by more than this counts as improvement.")
+
+
+class Hyperparameters(Part):
+    """Numbers of the optimisation."""
+
+    epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the train rows. maxSteps wins where it is set.")
+    max_steps: int | None = Field(None, alias="maxSteps", ge=1, le=100_000_000, description="Optimizer steps, instead of epochs.")
+    learning_rate: AutoRate = Field(
+        "auto",
+        alias="learningRate",
+        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full).",
+    )
+    batch_size: int = Field(
+        16,
+        alias="batchSize",
+        ge=1,
+        le=65_536,
+        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences).",
+    )
+    micro_batch_size: AutoCount = Field(
+        "auto",
+        alias="microBatchSize",
+        description="Sequences per forward pass; must divide batchSize. auto: as many as keep within about 4,096 tokens.",
+    )
+    scheduler: Scheduler = Field(Scheduler.COSINE, description="How the learning rate falls after the warm-up.")
+    warmup_ratio: float = Field(
+        0.03, alias="warmupRatio", ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
+    )
+    weight_decay: float = Field(0.0, alias="weightDecay", ge=0, le=1, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, alias="maxGradNorm", gt=0, le=1000, description="Gradients are clipped to this norm.")
+    label_smoothing: float = Field(
+        0.0, alias="labelSmoothing", ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
+    )
+    precision: Precision = Field(
+        Precision.AUTO, description="Numbers of the forward pass: bf16, fp32, or auto (bf16 where the hardware is fast at it)."
+    )
+    gradient_checkpointing: bool = Field(
+        False, alias="gradientCheckpointing", description="Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    seed: int = Field(
+        42, ge=0, le=2**31 - 1, description="Seed of split, order, initialisation and dropout: the same seed and data give the same model."
+    )
+    early_stopping: EarlyStopping = Field(
+        default_factory=EarlyStopping, alias="earlyStopping", description="Stop when validation no longer improves."
+    )
+    evaluations_per_epoch: float = Field(
+        1.0, alias="evaluationsPerEpoch", gt=0, le=1000, description="How often the validation loss is measured."
+    )
+
+    @model_validator(mode="after")
+    def _micro_batch(self) -> "Hyperparameters":
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"microBatchSize {self.micro_batch_size} does not divide batchSize {self.batch_size}")
+        return self
+
+
+class Toleration(Part):
+    """A Kubernetes toleration."""
+
+    key: str = Field("", max_length=317, description="Taint key; empty with operator Exists matches all.")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="How key and value are compared.")
+    value: str = Field("", max_length=63, description="Taint value.")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="Taint effect; empty matches all.")
+    toleration_seconds: int | None = Field(
+        None, alias="tolerationSeconds", ge=0, le=31_536_000, description="How long a NoExecute taint is tolerated."
+    )
+
+
+class Resources(Part):
+    """What a training pod asks for. Data preparation asks for the same processors and memory, and never for a GPU."""
+
+    gpus: int = Field(0, ge=0, le=1, description="GPUs of the training pod: 0 trains on processors.")
+    gpu_resource: str = Field(
+        "nvidia.com/gpu",
+        alias="gpuResource",
+        pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
+        max_length=128,
+        description="Name of the GPU resource.",
+    )
+    cpu: Quantity = Field("2", description="Processors asked for.")
+    memory: Quantity = Field("8Gi", description="Memory: request and limit.")
+    scratch: Quantity = Field("20Gi", description="Size limit of the pod's scratch volume: model, data and local checkpoints.")
+    image: str = Field("", max_length=512, description="Trainer image instead of the install's own.")
+    node_selector: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]] = Field(
+        default_factory=dict, alias="nodeSelector", max_length=16, description="Labels that a node must have."
+    )
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=16, description="Taints that the pods tolerate.")
+    priority_class_name: str = Field("", alias="priorityClassName", max_length=253, description="PriorityClass of the training pod.")
+    service_account_name: str = Field(
+        "",
+        alias="serviceAccountName",
+        max_length=253,
+        description="ServiceAccount of the pods, for workload identity. Default: the namespace's default.",
+    )
+
+
+class Checkpointing(Part):
+    """What a killed job goes on from."""
+
+    every_steps: AutoCount = Field(
+        "auto", alias="everySteps", description="Steps between checkpoints; auto: about twenty in a job, and at most 500 steps apart."
+    )
+    keep: int = Field(2, ge=1, le=100, description="Complete checkpoints kept.")
+
+
+class Output(Part):
+    """What is published."""
+
+    model_name: str = Field(
+        "",
+        alias="modelName",
+        pattern=r"^$|" + DNS_LABEL_PATTERN,
+        max_length=63,
+        description="Name of the TunedModel; default: the job's name.",
+    )
+    formats: list[OutputForm] = Field(
+        default_factory=lambda: [OutputForm.ADAPTER],
+        min_length=1,
+        max_length=2,
+        description="adapter (PEFT layout) and merged (a whole model). Tuner full always publishes the whole model.",
+    )
+
+
+class ServingResources(Part):
+    """What a serving pod asks for."""
+
+    cpu: Quantity = Field("1", description="Processors asked for.")
+    memory: Quantity = Field("4Gi", description="Memory: request and limit.")
+    gpus: int = Field(0, ge=0, le=16, description="GPUs of a serving pod.")
+
+
+class Deploy(Part):
+    """Serve the tuned model once it is published."""
+
+    enabled: bool = Field(False, description="Serve the model; models over the same base share their pods.")
+    replicas: int = Field(1, ge=1, le=100, description="Serving pods.")
+    resources: ServingResources = Field(default_factory=ServingResources, description="What a serving pod asks for.")
+
+
+class Retries(Part):
+    """How often a training attempt is tried again, by what ended the one before. Preemption and lost nodes are free."""
+
+    infrastructure: int = Field(5, ge=0, le=100, description="Storage away, container killed, internal error.")
+    out_of_memory: int = Field(
+        2, alias="outOfMemory", ge=0, le=10, description="Each with the micro-batch halved, the effective batch unchanged."
+    )
+
+
+_FROZEN = "is fixed once the job has started; apply a new job for another one"
+_STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
+
+
+class JobSpec(Part):
+    """What is wanted."""
+
+    model: Model = Field(description="The base model.")
+    dataset: Dataset = Field(description="The instruction data and how it is prepared.")
+    method: Method = Field(default_factory=Method, description="How the model is tuned.")
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Numbers of the optimisation.")
+    resources: Resources = Field(default_factory=Resources, description="What the pods ask for.")
+    checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
+    output: Output = Field(default_factory=Output, description="What is published.")
+    deploy: Deploy = Field(default_factory=Deploy, description="Serve the tuned model once it is published.")
+    suspend: bool = Field(False, description="Stop with a checkpoint and hold; false goes on at the exact step.")
+    cancel: bool = Field(False, description="End the job for good. Checkpoints stay; no model is published.")
+    active_deadline_seconds: int | None = Field(
+        None,
+        alias="activeDeadlineSeconds",
+        ge=1,
+        le=31_536_000,
+        description="Fail the job after so many seconds since its start; time spent suspended does not count.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        alias="ttlSecondsAfterFinished",
+        ge=0,
+        le=31_536_000,
+        description="Delete the finished job after so many seconds. Models and artefacts stay.",
+    )
+    retries: Retries = Field(default_factory=Retries, description="How often a training attempt is tried again.")
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> "JobSpec":
+        if self.hyperparameters.early_stopping.enabled and not self.has_validation:
+            raise ValueError("earlyStopping needs validation rows: set validationFraction, or a source with split: validation")
+        return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any rows are kept for validation."""
+        return self.dataset.validation_fraction > 0 or any(source.split is Split.VALIDATION for source in self.dataset.sources)
+
+
+class ConditionStatus(Part):
+    """One condition, as Kubernetes writes them."""
+
+    type: str = Field(max_length=64, description="Type of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: str = Field(max_length=64, description="One word why.")
+    message: str = Field("", max_length=MAX_MESSAGE, description="A sentence for people.")
+    observed_generation: int = Field(0, alias="observedGeneration", ge=0, description="metadata.generation that was seen.")
+    last_transition_time: datetime = Field(alias="lastTransitionTime", description="When the status last changed.")
+
+
+class Metric(Part):
+    """One number of training."""
+
+    name: str = Field(max_length=64, description="Trainer's name of it: loss, eval_loss, grad_norm, learning_rate, …")
+    value: float = Field(description="Its last value.")
+
+
+class Progress(Part):
+    """How far training is; written by the front end from what the pod reports."""
+
+    step: int = Field(0, ge=0, description="Optimizer steps done.")
+    max_steps: int = Field(0, alias="maxSteps", ge=0, description="Optimizer steps in all.")
+    epoch: float = Field(0.0, ge=0, description="Passes over the data done.")
+    percent: int = Field(0, ge=0, le=100, description="Of the steps.")
+    estimated_remaining_seconds: int | None = Field(None, alias="estimatedRemainingSeconds", ge=0, description="At the pace of late.")
+    remaining: str = Field("", max_length=16, description="The same for people: 1h5m.")
+    tokens: int = Field(0, ge=0, description="Tokens seen so far.")
+    tokens_per_second: float = Field(0.0, alias="tokensPerSecond", ge=0, description="Pace of late.")
+    loss: str = Field("", max_length=16, description="Last training loss, for people.")
+    attempt: int = Field(0, ge=0, description="Attempt that reported.")
+    resumed_from_step: int = Field(0, alias="resumedFromStep", ge=0, description="Step at which that attempt began.")
+    metrics: list[Metric] = Field(default_factory=list, max_length=32, description="Last values.")
+    last_updated: datetime = Field(alias="lastUpdated", description="When the pod reported.")
+
+
+class DatasetStatus(Part):
+    """What was prepared."""
+
+    digest: str = Field("", max_length=128, description="Address of the prepared data: the same sources and options give the same.")
+    train_examples: int = Field(0, alias="trainExamples", ge=0, description="Examples to train on.")
+    validation_examples: int = Field(0, alias="validationExamples", ge=0, description="Examples to validate with.")
+    test_examples: int = Field(0, alias="testExamples", ge=0, description="Examples kept for testing.")
+    tokens: int = Field(0, ge=0, description="Tokens of the train examples.")
+    trainable_tokens: int = Field(0, alias="trainableTokens", ge=0, description="Those of them that are learned.")
+    rejected: int = Field(0, ge=0, description="Unusable rows and rows dropped by cleaning.")
+    reused: bool = Field(False, description="Whether the data had been prepared before.")
+    report_uri: str = Field("", alias="reportUri", max_length=2048, description="The data report.")
+
+
+class CheckpointStatus(Part):
+    """One checkpoint."""
+
+    step: int = Field(ge=0, description="Optimizer step.")
+    uri: str = Field("", max_length=2048, description="Its folder.")
+
+
+class BestCheckpoint(CheckpointStatus):
+    """The best validation so far."""
+
+    metric: str = Field("eval_loss", max_length=64, description="What was compared.")
+    value: float = Field(description="Its value.")
+
+
+class AttemptStatus(Part):
+    """One training attempt."""
+
+    number: int = Field(ge=1, description="Counts from 1.")
+    start_time: datetime | None = Field(None, alias="startTime", description="When its Job was made.")
+    end_time: datetime | None = Field(None, alias="endTime", description="When it ended.")
+    reason: str = Field("", max_length=64, description="Why it ended; Running while it does not.")
+    exit_code: int | None = Field(None, alias="exitCode", description="Of the trainer container.")
+    node: str = Field("", max_length=253, description="Where it ran.")
+    resumed_from_step: int | None = Field(None, alias="resumedFromStep", ge=0, description="Step of the checkpoint that it went on from.")
+    reached_step: int | None = Field(None, alias="reachedStep", ge=0, description="Last step that it is known to have done.")
+    lost_steps: int | None = Field(None, alias="lostSteps", ge=0, description="Steps done by it that the next attempt did again.")
+    micro_batch_halvings: int = Field(0, alias="microBatchHalvings", ge=0, description="How often the micro-batch was halved for it.")
+
+
+class Restarts(Part):
+    """Attempts tried again, by cause."""
+
+    infrastructure: int = Field(0, ge=0, description="Storage away, killed, internal error.")
+    out_of_memory: int = Field(0, alias="outOfMemory", ge=0, description="Out of memory.")
+    free: int = Field(0, ge=0, description="Preempted, drained, node lost.")
+
+
+class Requeue(Part):
+    """A wait between attempts that survives a restart of the operator."""
+
+    not_before: datetime | None = Field(None, alias="notBefore", description="When the next attempt may start.")
+
+
+class ModelStatus(Part):
+    """What was published."""
+
+    name: str = Field("", max_length=253, description="Name of the TunedModel.")
+    version: str = Field("", max_length=63, description="Its version.")
+    uri: str = Field("", max_length=2048, description="Folder of the artefact.")
+
+
+class ErrorStatus(Part):
+    """Why the job failed, with what to do."""
+
+    code: str = Field(max_length=64, description="One of the failure codes.")
+    message: str = Field(max_length=MAX_MESSAGE, description="What went wrong, and where.")
+    param: str = Field("", max_length=1024, description="The field, file or object to blame.")
+    advice: str = Field("", max_length=MAX_MESSAGE, description="What to do.")
+
+
+class JobStatus(Part):
+    """What happened."""
+
+    observed_generation: int = Field(0, alias="observedGeneration", ge=0, description="metadata.generation that this status answers.")
+    phase: Phase = Field(Phase.PENDING, description="The state in one word.")
+    conditions: list[ConditionStatus] = Field(
+        default_factory=list,
+        max_length=16,
+        description="The state in detail.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    start_time: datetime | None = Field(None, alias="startTime", description="When the operator took the job up.")
+    completion_time: datetime | None = Field(None, alias="completionTime", description="When the job ended.")
+    suspended_since: datetime | None = Field(None, alias="suspendedSince", description="Since when it is suspended.")
+    suspended_seconds: int = Field(
+        0, alias="suspendedSeconds", ge=0, description="Time spent suspended before; the deadline does not count it."
+    )
+    progress: Progress | None = Field(None, description="How far training is.")
+    dataset: DatasetStatus | None = Field(None, description="What was prepared.")
+    last_checkpoint: CheckpointStatus | None = Field(None, alias="lastCheckpoint", description="What the next attempt goes on from.")
+    best_checkpoint: BestCheckpoint | None = Field(None, alias="bestCheckpoint", description="The best validation so far.")
+    attempts: list[AttemptStatus] = Field(
+        default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
+    )
+    restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
+    requeue: Requeue | None = Field(None, description="Waiting until the next attempt.")
+    model: ModelStatus | None = Field(None, description="What was published.")
+    error: ErrorStatus | None = Field(None, description="Why the job failed.")
+
+
+class InstructionTuningJob(
+    Part,
+    json_schema_extra=Rules(
+        (f"{_STARTED} || self.spec.model == oldSelf.spec.model", f"spec.model {_FROZEN}"),
+        (f"{_STARTED} || self.spec.dataset == oldSelf.spec.dataset", f"spec.dataset {_FROZEN}"),
+        (f"{_STARTED} || self.spec.method == oldSelf.spec.method", f"spec.method {_FROZEN}"),
+        (f"{_STARTED} || self.spec.hyperparameters == oldSelf.spec.hyperparameters", f"spec.hyperparameters {_FROZEN}"),
+        (f"{_STARTED} || self.spec.resources == oldSelf.spec.resources", f"spec.resources {_FROZEN}"),
+        (f"{_STARTED} || self.spec.checkpointing == oldSelf.spec.checkpointing", f"spec.checkpointing {_FROZEN}"),
+        (f"{_STARTED} || self.spec.output == oldSelf.spec.output", f"spec.output {_FROZEN}"),
+        (
+            "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || self.spec.cancel",
+            "a cancelled job cannot be taken back; apply a new one",
+        ),
+    ),
+):
+    """Tunes a language model on instruction data, and publishes and serves the result."""
+
+    spec: JobSpec = Field(description="What is wanted.")
+    status: JobStatus | None = Field(None, description="What happened.")
+
+
+def read_spec(spec: dict[str, Any], *, local: bool = False) -> JobSpec:
+    """The typed spec of a manifest; raises ``pydantic.ValidationError``. ``local`` also admits paths of this machine."""
+    return JobSpec.model_validate(spec, context={"local": local})

@@ -1,0 +1,155 @@
+"""Every name that more than one component must spell the same way.
+
+Labels, annotations, conditions, reasons, field managers, file paths inside pods and the names of children live here and nowhere else.
+"""
+
+import hashlib
+from enum import StrEnum
+from typing import Final
+
+GROUP: Final = "tunewright.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+JOBS: Final = "instructiontuningjobs"
+MODELS: Final = "tunedmodels"
+
+# Who writes which part of an object (server-side apply): the operator owns what it makes and the status, the front end only the progress.
+OPERATOR_MANAGER: Final = "tunewright-operator"
+PROGRESS_MANAGER: Final = "tunewright-api"
+
+# Labels on children. The UID label, not the name, says whose child it is: a job may be deleted and made anew under the same name.
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "tunewright"
+LABEL_JOB: Final = f"{GROUP}/job"
+LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
+LABEL_ROLE: Final = f"{GROUP}/role"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_ENGINE: Final = f"{GROUP}/engine"
+
+# What the pods' projected token is good for: reporting progress, and nothing else.
+PROGRESS_AUDIENCE: Final = "tunewright-progress"
+
+# Where a pod finds what it is given.
+CONFIG_FILE: Final = "/etc/tunewright/job.json"
+CONFIG_KEY: Final = "job.json"
+STORAGE_CREDENTIALS: Final = "/var/run/tunewright/storage"
+MODEL_CREDENTIALS: Final = "/var/run/tunewright/model-credentials"
+DATASET_CREDENTIALS: Final = "/var/run/tunewright/dataset-credentials"
+PROGRESS_TOKEN: Final = "/var/run/tunewright/progress/token"
+SCRATCH: Final = "/scratch"
+TERMINATION_MESSAGE: Final = "/dev/termination-log"
+
+ENGINE_PORT: Final = 8000
+
+MAX_LABEL: Final = 63  # bytes of a label's value, and of a DNS label (RFC 1035)
+
+
+class Role(StrEnum):
+    """What a child of a job or model does."""
+
+    PREPARE = "prepare"
+    TRAIN = "train"
+    SERVE = "serve"
+
+
+class Phase(StrEnum):
+    """The one word that ``kubectl get itj`` shows; conditions tell the details."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    TRAINING = "Training"
+    PUBLISHING = "Publishing"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a job in this phase is never touched again."""
+        return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+
+
+class Condition(StrEnum):
+    """Types of conditions on an InstructionTuningJob and a TunedModel."""
+
+    DATA_READY = "DataReady"
+    TRAINING = "Training"
+    ARTIFACT_PUBLISHED = "ArtifactPublished"
+    DEPLOYED = "Deployed"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    LOADED = "Loaded"
+    READY = "Ready"
+
+
+class Reason(StrEnum):
+    """Reasons of conditions, attempts and Events that are not failures (those are ``errors.FailureCode``)."""
+
+    VALIDATING_DATA = "ValidatingData"
+    DATA_PREPARED = "DataPrepared"
+    ATTEMPT_STARTED = "AttemptStarted"
+    ATTEMPT_ENDED = "AttemptEnded"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    PUBLISHED = "Published"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    CANCELLED = "Cancelled"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL = "ImagePull"
+    BACK_OFF = "BackOff"
+    STARTING = "Starting"
+    STOPPED = "Stopped"
+    NODE_LOST = "NodeLost"
+    PREEMPTED = "Preempted"
+    KILLED = "Killed"
+    LOADED = "Loaded"
+    READY = "Ready"
+    NOT_READY = "NotReady"
+    NOT_WANTED = "NotWanted"
+
+
+def child_name(owner: str, suffix: str, *, limit: int = MAX_LABEL) -> str:
+    """The name of a child: ``<owner>-<suffix>``, or with a hash in the middle where that is longer than ``limit``.
+
+    Deterministic, so that a creation that happened before a crash answers 409 afterwards instead of making a twin.
+    """
+    plain = f"{owner}-{suffix}"
+    if len(plain) <= limit:
+        return plain
+    digest = hashlib.sha256(owner.encode()).hexdigest()[:8]
+    keep = limit - len(suffix) - len(digest) - 2
+    return f"{owner[:keep].rstrip('-.')}-{digest}-{suffix}"
+
+
+# A pod's name is its Job's plus "-<index>-<5 random>"; the Job's own name must leave room for that.
+_POD_SUFFIX = 8
+
+
+def prepare_name(job: str) -> str:
+    """The batch Job that prepares the data of ``job``."""
+    return child_name(job, "prepare", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def attempt_name(job: str, number: int) -> str:
+    """The batch Job of training attempt ``number`` (from 1) of ``job``."""
+    return child_name(job, f"train-{number}", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def config_name(job: str, uid: str) -> str:
+    """The immutable ConfigMap with the job's resolved config. The UID is in the name: a job made anew gets a config of its own."""
+    return child_name(job, f"config-{uid[:8]}")
+
+
+def engine_name(base_uri: str) -> str:
+    """The Deployment and Service that serve one base model of a namespace, with every adapter over it."""
+    return f"engine-{hashlib.sha256(base_uri.encode()).hexdigest()[:12]}"
+
+
+# Served under the OpenAI front end: "<namespace>/<model>" is the tuned model, "<namespace>/<model>:base" the model that it was tuned from.
+# A colon cannot occur in a Kubernetes name, so no model can be called like that.
+BASE_SUFFIX: Final = ":base"
+# The id under which an engine serves its base model itself. Adapters are served as "<tuned model>", which never holds a colon.
+ENGINE_BASE_ID: Final = ":base"
