@@ -1,0 +1,43 @@
+# Each target calls one program; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check images cluster-up cluster-down crds
+
+PYTHON := .venv/bin/python
+# uv is taken from PATH, else installed once beside the other tools that we build, outside the work tree.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tunewright
+UV := $(or $(shell command -v uv),$(CACHE)/uv/bin/uv)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+$(CACHE)/uv/bin/uv:
+	python3 -m venv $(CACHE)/uv && $(CACHE)/uv/bin/pip install --quiet uv
+
+.venv/.ready: uv.lock pyproject.toml | $(filter $(CACHE)/%,$(UV))
+	$(UV) sync --frozen --all-extras --quiet
+	@touch $@
+
+demo: .venv/.ready ## the quick start: a cluster, a tuned model that answers, in two minutes once everything is built
+	$(PYTHON) -m examples.quickstart.demo
+
+test: .venv/.ready ## every test there is; FAST=1 leaves out those that need a cluster
+	$(PYTHON) -m tests
+
+check: .venv/.ready ## format, lint, types, import contracts, generated files
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+	$(PYTHON) -m tests.generated
+
+crds: .venv/.ready ## write the CustomResourceDefinitions from the typed models, for crds/ and the chart
+	$(PYTHON) -m tests.generated --write
+
+images: .venv/.ready ## build the operator's, the front end's and the trainer's image
+	python3 -m tests.cluster images
+
+cluster-up: ## a single-machine Kubernetes named `dev`, with object storage
+	python3 -m tests.cluster up --name dev
+
+cluster-down: ## stop it and remove what it left
+	python3 -m tests.cluster down --name dev

@@ -1,0 +1,68 @@
+"""The typed job: what is refused, by which name, and what is filled in."""
+
+import pytest
+from pydantic import ValidationError
+
+from tunewright_crds.job import JobSpec, Precision, Tuner, read_spec
+
+SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
+
+
+def spec_with(path: str, value: object) -> dict[str, object]:
+    """``SMALLEST`` with one field set: ``dataset.sources.0.uri``."""
+    root: dict[str, object] = {"model": dict(SMALLEST["model"]), "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
+    *parents, last = path.split(".")
+    node: object = root
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})  # type: ignore[attr-defined]
+    node[last] = value  # type: ignore[index]
+    return root
+
+
+REFUSED = {
+    "an unknown field at the top": ("modle", {}, "modle"),
+    "an unknown field deep inside": ("method.lora.rnak", 8, "method.lora.rnak"),
+    "a negative learning rate": ("hyperparameters.learningRate", -1, "hyperparameters.learningRate"),
+    "a learning rate in words other than auto": ("hyperparameters.learningRate", "high", "hyperparameters.learningRate"),
+    "no epochs": ("hyperparameters.epochs", 0, "hyperparameters.epochs"),
+    "a micro-batch that does not divide the batch": ("hyperparameters.microBatchSize", 5, "hyperparameters"),
+    "an address of another kind": ("model.uri", "ftp://x/y", "model.uri"),
+    "a path of the machine": ("model.uri", "/models/x", "model.uri"),
+    "a source without a bucket": ("dataset.sources.0.uri", "s3:///x", "dataset.sources.0.uri"),
+    "no train source": ("dataset.sources.0.split", "test", "dataset"),
+    "everything held out": ("dataset.validationFraction", 1.0, "dataset.validationFraction"),
+    "fractions that leave nothing": ("dataset.testFraction", 0.96, "dataset"),
+    "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
+    "an objective that is not built": ("method.objective", "ppo", "method.objective"),
+    "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
+    "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
+    "a model name that Kubernetes would refuse": ("output.modelName", "Big Model", "output.modelName"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "blamed"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_work_is_refused_by_name(path: str, value: object, blamed: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        read_spec(spec_with(path, value))
+    assert blamed in {".".join(str(part) for part in error["loc"]) for error in refusal.value.errors()}
+
+
+def test_early_stopping_without_validation_rows_is_refused() -> None:
+    spec = spec_with("dataset.validationFraction", 0.0) | {"hyperparameters": {"earlyStopping": {"enabled": True}}}
+    with pytest.raises(ValidationError, match="earlyStopping needs validation rows"):
+        read_spec(spec)
+
+
+def test_the_smallest_job_gets_defaults_that_are_right_for_most() -> None:
+    spec = read_spec(SMALLEST)
+    assert (spec.method.tuner, spec.method.lora.rank, spec.hyperparameters.learning_rate) == (Tuner.LORA, 16, "auto")
+    assert (spec.hyperparameters.precision, spec.dataset.packing, spec.resources.gpus) == (Precision.AUTO, True, 0)
+
+
+def test_paths_of_this_machine_are_for_local_runs() -> None:
+    assert read_spec(spec_with("model.uri", "models/x"), local=True).model.uri == "models/x"
+
+
+def test_a_spec_survives_its_json() -> None:
+    spec = read_spec(SMALLEST)
+    assert JobSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec

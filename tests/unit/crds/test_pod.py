@@ -1,0 +1,22 @@
+"""What passes between operator and pods stays small and printable."""
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunewright_crds.errors import FailureCode
+from tunewright_crds.pod import MAX_TERMINATION_BYTES, Failed, Outcome, clean
+
+
+@given(st.text(max_size=6000), st.text(max_size=6000))
+def test_any_message_fits_and_reads_back(message: str, param: str) -> None:
+    said = Outcome(error=Failed(code=FailureCode.DATA_INVALID, message=message, param=param)).bounded()
+    assert len(said.encode()) <= MAX_TERMINATION_BYTES
+    assert orjson.loads(said)
+    read = Outcome.model_validate_json(said)
+    assert read.error
+    assert read.error.code is FailureCode.DATA_INVALID
+
+
+def test_control_characters_and_lone_surrogates_go() -> None:
+    assert clean("a\x1b[31mb\ud800c\u2028d\n") == "a [31mb c d"
