@@ -1,0 +1,28 @@
+"""``make test``: builds the programs that the tests need, then runs every test in one process and ends with pytest's one summary line.
+
+``FAST=1`` runs the unit tests only. Arguments go to pytest.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    # Thread pools as large as the machine make tiny models slower, and sums depend on the number of threads.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if os.environ.get("FAST") == "1":
+        arguments = arguments or ["tests/unit"]
+    else:
+        built = subprocess.run([sys.executable, "-m", "tests.cluster", "build"], cwd=ROOT, check=False)
+        if built.returncode:
+            return built.returncode
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
