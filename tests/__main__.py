@@ -1,6 +1,6 @@
 """``make test``: builds the programs that the tests need, then runs every test in one process and ends with pytest's one summary line.
 
-``FAST=1`` runs the unit tests only. Arguments go to pytest.
+``FAST=1`` runs the unit tests only. Arguments go to pytest. The clusters stay up for the next run, unless this is CI's.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+CLUSTERS = ("test", "control", "self-test")
 
 
 def main() -> int:
@@ -21,7 +22,12 @@ def main() -> int:
         built = subprocess.run([sys.executable, "-m", "tests.cluster", "build"], cwd=ROOT, check=False)
         if built.returncode:
             return built.returncode
-    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
+    try:
+        return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
+    finally:
+        if os.environ.get("CI"):
+            for name in CLUSTERS:
+                subprocess.run([sys.executable, "-m", "tests.cluster", "down", "--name", name], cwd=ROOT, check=False, timeout=120)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Order and shared fixtures. Everything runs in one process, one test after another: from the quick and narrow to the slow and whole."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.stack import IMPATIENT, Stack, cluster, installed_stack
+from tests.support.stack import IMPATIENT, Stack, installed_stack
 from tests.support.tenant import Tenant
 
 ORDER = ("unit", "security", "integration", "faults", "cluster", "e2e")
@@ -19,11 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
-    """The installed platform on the cluster ``test``. The cluster stays up for the next run unless this is CI's."""
-    yield installed_stack("test", IMPATIENT)
-    if os.environ.get("CI"):
-        cluster("down", "--name", "test", timeout=120)
+def stack() -> Stack:
+    """The installed platform on the cluster ``test``."""
+    return installed_stack("test", IMPATIENT)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import boto3
 import botocore.config
 import httpx
 
-from tests.cluster.facts import Facts, facts
+from tests.cluster import Facts, facts
 from tests.cluster.places import BIN
 
 ROOT = Path(__file__).parents[2]

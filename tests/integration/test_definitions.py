@@ -1,0 +1,131 @@
+"""The definitions on a real API server: every rule passing and failing, strict about names, and ``kubectl explain`` reads like a manual."""
+
+import copy
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster import facts
+from tests.support.stack import ROOT, CommandFailed, Kubectl, cluster
+from tests.support.tenant import a_job
+from tunewright_crds import names
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> Kubectl:
+    cluster("up", "--name", "control", "--control-plane-only")
+    kubectl = Kubectl(facts("control").kubeconfig)
+    for name in (names.JOBS, names.MODELS):
+        kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / f"{name}.yaml"))
+    kubectl("wait", "--for=condition=Established", f"crd/{names.JOBS}.{names.GROUP}", f"crd/{names.MODELS}.{names.GROUP}", "--timeout=60s")
+    return kubectl
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    name = f"definitions-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    yield name
+    kubectl("delete", "itj", "--all", "-n", name, "--wait=false")
+
+
+def job_with(path: str, value: Any, namespace: str) -> dict[str, Any]:
+    """A good job with one field set."""
+    job = copy.deepcopy(a_job("rules", model="s3://bucket/model/", data="s3://bucket/rows.jsonl"))
+    job["metadata"]["namespace"] = namespace
+    *parents, last = path.split(".")
+    node = job["spec"]
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+    node[last] = value
+    return job
+
+
+FIELDS = {
+    "learning rate below 0": ("hyperparameters.learningRate", -1, "learningRate"),
+    "learning rate 0": ("hyperparameters.learningRate", 0, "learningRate"),
+    "learning rate above 1": ("hyperparameters.learningRate", 1.5, "learningRate"),
+    "learning rate in other words": ("hyperparameters.learningRate", "fast", "learningRate"),
+    "micro-batch 0": ("hyperparameters.microBatchSize", 0, "microBatchSize"),
+    "micro-batch in other words": ("hyperparameters.microBatchSize", "big", "microBatchSize"),
+    "unknown field": ("method.lora.rnak", 8, 'unknown field "spec.method.lora.rnak"'),
+    "unknown objective": ("method.objective", "ppo", "method.objective"),
+    "unknown tuner": ("method.tuner", "magic", "method.tuner"),
+    "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
+    "no sources": ("dataset.sources", [], "dataset.sources"),
+    "no train source": ("dataset.sources.0.split", "test", "at least one source must have split: train"),
+    "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
+    "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
+    "two GPUs": ("resources.gpus", 2, "resources.gpus"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), FIELDS.values(), ids=FIELDS)
+def test_what_cannot_work_is_refused_on_apply(kubectl: Kubectl, namespace: str, path: str, value: Any, said: str) -> None:
+    with pytest.raises(CommandFailed) as refusal:
+        kubectl.apply(job_with(path, value, namespace))
+    assert said in str(refusal.value)
+
+
+RIGHT = {
+    "a learning rate": ("hyperparameters.learningRate", 0.003),
+    "auto": ("hyperparameters.learningRate", "auto"),
+    "a micro-batch": ("hyperparameters.microBatchSize", 4),
+    "halves held out": ("dataset.testFraction", 0.5),
+    "columns": ("dataset.sources.0.columns", {"output": "answer"}),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), RIGHT.values(), ids=RIGHT)
+def test_what_works_is_taken_and_filled_in(kubectl: Kubectl, namespace: str, path: str, value: Any) -> None:
+    kubectl.apply(job_with(path, value, namespace))
+    spec = kubectl.get("itj", "rules", "-n", namespace)["spec"]
+    assert (spec["method"]["tuner"], spec["method"]["lora"]["rank"], spec["retries"]["infrastructure"]) == ("lora", 16, 5)
+    node: Any = spec
+    for part in path.split("."):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    assert node == value
+
+
+FIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "model": ({"model": {"uri": "s3://bucket/other/"}}, {"model": {"uri": "s3://bucket/third/"}}),
+    "data": ({"dataset": {"maxLength": 64}}, {"dataset": {"maxLength": 65}}),
+    "method": ({"method": {"lora": {"rank": 4}}}, {"method": {"lora": {"rank": 5}}}),
+    "hyper-parameters": ({"hyperparameters": {"seed": 7}}, {"hyperparameters": {"seed": 8}}),
+    "resources": ({"resources": {"cpu": "3"}}, {"resources": {"cpu": "4"}}),
+    "checkpointing": ({"checkpointing": {"keep": 3}}, {"checkpointing": {"keep": 4}}),
+    "output": ({"output": {"modelName": "other"}}, {"output": {"modelName": "third"}}),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), FIXED.values(), ids=FIXED)
+def test_what_an_attempt_goes_on_with_is_fixed_once_the_job_has_started(
+    kubectl: Kubectl, namespace: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    def patch(body: dict[str, Any], *more: str) -> str:
+        return kubectl("patch", "itj", "rules", "-n", namespace, "--type=merge", "-p", json.dumps(body), *more)
+
+    kubectl.apply(job_with("suspend", False, namespace))
+    patch({"spec": before})
+    patch({"status": {"phase": "Training", "startTime": "2026-01-01T00:00:00Z"}}, "--subresource=status")
+    patch({"spec": before | {"suspend": True}})  # the same value again, and what may always change
+    with pytest.raises(CommandFailed, match="fixed once the job has started"):
+        patch({"spec": after})
+
+
+def test_a_cancelled_job_stays_cancelled(kubectl: Kubectl, namespace: str) -> None:
+    kubectl.apply(job_with("cancel", True, namespace))
+    with pytest.raises(CommandFailed, match="cannot be taken back"):
+        kubectl("patch", "itj", "rules", "-n", namespace, "--type=merge", "-p", '{"spec":{"cancel":false}}')
+
+
+def test_kubectl_explains_every_field_like_a_manual(kubectl: Kubectl, namespace: str) -> None:
+    told = kubectl("explain", "instructiontuningjob.spec.method", "--recursive")
+    assert "How the model is tuned." in told
+    assert all(field in told for field in ("objective", "tuner", "lora", "rank", "alpha", "dropout", "targetModules", "rslora"))
+    assert "Rank of the adapter matrices." in kubectl("explain", "itj.spec.method.lora.rank")
+    kubectl.apply(job_with("suspend", True, namespace))
+    assert "PHASE" in kubectl("get", "itj", "-n", namespace)
