@@ -3,7 +3,7 @@
 Only the standard library is used, because it must run before the project's environment exists.
 """
 
-from .facts import S3, Facts, facts
 from .places import ClusterError
+from .record import S3, Facts, facts
 
 __all__ = ["S3", "ClusterError", "Facts", "facts"]

@@ -4,9 +4,9 @@ import argparse
 import shlex
 import sys
 
-from . import build, facts, images, lifecycle
-from .facts import environment
+from . import build, images, lifecycle
 from .places import BIN, ClusterError, places
+from .record import environment, facts
 from .services import log_tail
 
 
@@ -68,7 +68,7 @@ def run_status(asked: argparse.Namespace) -> int:
 
 
 def run_env(asked: argparse.Namespace) -> None:
-    for name, value in environment(facts.facts(asked.name)).items():
+    for name, value in environment(facts(asked.name)).items():
         print(f"export {name}={shlex.quote(value)}")
     print(f"export PATH={shlex.quote(str(BIN))}:$PATH")
 

@@ -6,12 +6,11 @@ import secrets
 import shutil
 from pathlib import Path
 
-from . import build, cleanup, control_plane, network, node, services, storage
-from . import facts as known_facts
+from . import build, cleanup, control_plane, network, node, record, services, storage
 from .control_plane import Ports
-from .facts import S3, Facts
 from .network import Addresses
 from .places import RUN_ROOT, ClusterError, Places, places
+from .record import S3, Facts
 from .services import Service
 
 EXTERNAL_IMAGES = {"operator": "TUNEWRIGHT_OPERATOR_IMAGE", "api": "TUNEWRIGHT_API_IMAGE", "trainer": "TUNEWRIGHT_TRAINER_IMAGE"}
@@ -47,7 +46,7 @@ def down(name: str) -> None:
     at = places(name)
     if not at.state.exists() and not at.run.exists():
         return
-    if at.facts.exists() and known_facts.facts(name).external:
+    if at.facts.exists() and record.facts(name).external:
         at.facts.unlink()
         return
     build.need_root()
@@ -60,7 +59,7 @@ def existing(at: Places, *, control_plane_only: bool, controllers: bool) -> Fact
     """The cluster that is there, if it has what is asked and this boot of the machine made it."""
     if not at.facts.exists() or not (at.run / "owner.json").exists():
         return None
-    found = known_facts.facts(at.name)
+    found = record.facts(at.name)
     enough = (control_plane_only or not found.control_plane_only) and (found.controllers or not controllers)
     return found if enough and not found.external else None
 
@@ -91,7 +90,7 @@ def fresh(at: Places, *, control_plane_only: bool, controllers: bool) -> Facts:
         runtime_class=node.RUNTIME_CLASS if addresses else None,
         ports=ports,
     )
-    known_facts.write(chosen, at)
+    record.write(chosen, at)
     return chosen
 
 
@@ -135,13 +134,13 @@ def service_of(cluster: Facts, at: Places, name: str) -> Service:
 def stop_service(name: str, service: str) -> None:
     """Stop one service, as a fault; `start_service` or `up` ends the fault."""
     at = places(name)
-    services.stop(service_of(known_facts.facts(name), at, service).name, at)
+    services.stop(service_of(record.facts(name), at, service).name, at)
 
 
 def start_service(name: str, service: str) -> None:
     """Start a service that was stopped or died, and wait until it works."""
     at = places(name)
-    found = service_of(known_facts.facts(name), at, service)
+    found = service_of(record.facts(name), at, service)
     services.start(found, at)
     services.wait_ready(found, at)
 
@@ -149,7 +148,7 @@ def start_service(name: str, service: str) -> None:
 def status(name: str) -> dict[str, str]:
     """How each service does: `works`, `runs` (but does not answer), or `stopped`."""
     at = places(name)
-    cluster = known_facts.facts(name)
+    cluster = record.facts(name)
     if cluster.external:
         return {"cluster": "external, not managed here"}
     states = {}
@@ -180,14 +179,14 @@ def external(at: Places) -> Facts:
     )
     images = {image: os.environ[variable] for image, variable in EXTERNAL_IMAGES.items() if os.environ.get(variable)}
     found = Facts(name=at.name, kubeconfig=kubeconfig, s3=s3, external=True, images=images)
-    known_facts.write(found, at)
+    record.write(found, at)
     return found
 
 
 def remember_images(name: str, images: dict[str, str]) -> Facts:
     """Add the names of images that the cluster has to its facts."""
     at = places(name)
-    cluster = known_facts.facts(name)
+    cluster = record.facts(name)
     updated = dataclasses.replace(cluster, images={**cluster.images, **images})
-    known_facts.write(updated, at)
+    record.write(updated, at)
     return updated

@@ -104,7 +104,7 @@ def free_port(*, taken: set[int]) -> int:
     while True:
         with socket.socket() as probe:
             probe.bind(("", 0))
-            port = int(probe.getsockname()[1])
+            port: int = probe.getsockname()[1]
         if port not in taken:
             taken.add(port)
             return port

@@ -11,6 +11,7 @@ from typing import Any
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
+CREATED = "1970-01-01T00:00:00Z"  # equal content gives an equal image
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ def write_archive(to: Path, name: str, *, layers: list[bytes | Path], config: di
     """
     described = [(describe(one, LAYER), one) for one in layers]
     image = {
+        "created": CREATED,
         "architecture": "amd64",
         "os": "linux",
         "config": config,
         "rootfs": {"type": "layers", "diff_ids": [description["digest"] for description, _ in described]},
+        # one entry a layer, or buildah refuses to build on the image
+        "history": [{"created": CREATED, "created_by": "tests.cluster"} for _ in layers],
     }
     image_bytes = json.dumps(image).encode()
     manifest = {

@@ -3,8 +3,8 @@
 import http.client
 
 from .build import program_path
-from .facts import S3
 from .places import Places
+from .record import S3
 from .services import Service
 
 REGION = "us-east-1"
