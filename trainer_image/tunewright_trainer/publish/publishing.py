@@ -1,0 +1,122 @@
+"""From a trained model to artefacts in storage."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import OutputForm, Tuner
+from tunewright_crds.pod import PodConfig, Published
+from tunewright_crds.storage import MANIFEST, model_key
+from tunewright_crds.tuned_model import Kind
+from tunewright_trainer.publish import files, verify
+from tunewright_trainer.publish.card import model_card
+from tunewright_trainer.storage import Store, publish_folder, read_manifest
+from tunewright_trainer.train.data import Row
+from tunewright_trainer.train.model import Tuned
+
+log = logging.getLogger(__name__)
+
+_LIBRARIES: Final = ("torch", "transformers", "peft")
+
+
+@dataclass
+class Result:
+    """What was trained. ``probe`` is a row on which the artefacts are compared with it; ``metrics`` are the last ones."""
+
+    config: PodConfig
+    tuned: Tuned
+    base_folder: Path
+    dataset_digest: str
+    step: int
+    metrics: dict[str, float]
+    probe: Row
+
+
+def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[], None] = lambda: None) -> Published:
+    """Publish every form that the job asks for; returns the one that is served: the adapter where there is one.
+
+    A complete artefact with the same lineage is taken as done, so that a run killed after publishing may come by again. Raises `Refusal` with
+    code Internal where an artefact does not compute what the trained model does; its manifest is then not written.
+    """
+    published = []
+    for kind in kinds(result.config):
+        before_each()
+        published.append(_publish_one(result, kind, store, work / kind.value))
+    return published[0]
+
+
+def kinds(config: PodConfig) -> list[Kind]:
+    """What is published, the form to be served first. The adapter also has to come first because merging consumes the adapter."""
+    if config.spec.method.tuner is Tuner.FULL:
+        return [Kind.FULL]
+    forms = config.spec.output.formats
+    return [kind for form, kind in ((OutputForm.ADAPTER, Kind.ADAPTER), (OutputForm.MERGED, Kind.MERGED)) if form in forms]
+
+
+def lineage(result: Result, kind: Kind) -> dict[str, Any]:
+    """Where an artefact comes from, as its manifest tells."""
+    config = result.config
+    return {
+        "kind": kind.value,
+        "model": config.model_name,
+        "version": config.version,
+        "base": config.spec.model.uri,
+        "job": {"namespace": config.job.namespace, "name": config.job.name, "uid": config.job.uid},
+        "step": result.step,
+        "dataset": result.dataset_digest,
+        "licenses": sorted({source.license for source in config.spec.dataset.sources if source.license}),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _publish_one(result: Result, kind: Kind, store: Store, folder: Path) -> Published:
+    key = model_key(result.config.job.namespace, result.config.model_name, result.config.version, kind.value)
+    source = lineage(result, kind)
+    digest = _digest_if_done(store, key, source)
+    if digest is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write(result, kind, source, folder)
+        digest = publish_folder(store, folder, key, manifest=source | {"metrics": result.metrics})
+        shutil.rmtree(folder, ignore_errors=True)
+        log.info("published %s %s", kind.value, store.uri(key))
+    return Published(kind=kind.value, uri=store.uri(key), digest=digest)
+
+
+def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> None:
+    """Write one artefact into ``folder``, and check it."""
+    probe = verify.Probe(result.probe)
+    if kind is Kind.ADAPTER:
+        expected = probe.logits(result.tuned.network)
+        files.write_adapter(result.tuned, folder, base_uri=source["base"])
+        found = verify.adapter_logits(result.tuned, folder, probe)
+        tolerance = verify.SAME
+    else:
+        network = files.merged(result.tuned, result.base_folder) if kind is Kind.MERGED else result.tuned.network
+        expected = probe.logits(network)
+        dtype = files.original_dtype(result.base_folder)
+        files.write_whole(network, folder, dtype=dtype)
+        found = verify.model_logits(folder, probe, device=result.tuned.device)
+        tolerance = verify.SAME if dtype is torch.float32 else verify.ROUNDED
+    difference = verify.difference(expected, found)
+    if difference > tolerance:
+        raise Refusal(
+            FailureCode.INTERNAL, f"the {kind.value}, loaded again, differs from the trained model by {difference:.2g} of its logits"
+        )
+    files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
+    (folder / "README.md").write_text(model_card(source, result.metrics), encoding="utf-8")
+
+
+def _digest_if_done(store: Store, key: str, source: dict[str, Any]) -> str | None:
+    manifest = read_manifest(store, key)
+    if manifest is None or any(manifest.get(name) != value for name, value in source.items()):
+        return None
+    return hashlib.sha256(store.get_bytes(f"{key}/{MANIFEST}")).hexdigest()

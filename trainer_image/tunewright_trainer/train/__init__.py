@@ -1,0 +1,45 @@
+"""Training: from prepared data and a base model to a published artefact.
+
+outcome = train.run(config, attempt=1, dataset_digest=digest, halvings=0, work=Path("/scratch"), store=store)
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.storage import dataset_key
+from tunewright_trainer.storage import Store, fetch_folder
+from tunewright_trainer.train.base import fetch_base
+
+
+def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int = 0, work: Path, store: Store) -> Outcome:
+    """Train to the end, going on from the job's newest checkpoint, and publish.
+
+    ``work`` is a local folder for the model, the data and checkpoints on their way. Raises `Stopped` with the outcome after SIGTERM, once a
+    checkpoint lies in storage; `Refusal` or what went wrong otherwise, with the outcome attached (`process.telling`).
+    """
+    with ThreadPoolExecutor(2) as pool:
+        # Both arrive while the libraries are being imported, which takes seconds.
+        data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
+        model = pool.submit(fetch_base, config, work / "model")
+        from tunewright_trainer.train.recipe import train
+    return train(
+        config,
+        attempt=attempt,
+        dataset_digest=dataset_digest,
+        halvings=halvings,
+        data=data.result(),
+        model=model.result(),
+        work=work,
+        store=store,
+    )
+
+
+def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:
+    key = dataset_key(config.job.namespace, digest)
+    if fetch_folder(store, key, folder) is None:
+        raise Refusal(
+            FailureCode.STORAGE_NOT_FOUND, f"there is no prepared data at {store.uri(key)}; it was deleted since", param=store.uri(key)
+        )
+    return folder

@@ -1,0 +1,27 @@
+"""The base model's files on this machine."""
+
+from pathlib import Path
+from typing import Final
+
+from tunewright_crds.pod import PodConfig
+from tunewright_trainer.storage import Place, fetch_files, open_model
+
+# What a model is loaded from. Everything else stays where it is: pickled weights above all, but also copies in other frameworks' formats.
+_WANTED: Final = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
+
+
+def fetch_base(config: PodConfig, folder: Path) -> Path:
+    """The folder with the job's base model: its own where it lies on this machine, else ``folder`` with its files downloaded."""
+    return fetch_model(open_model(config), folder)
+
+
+def fetch_model(place: Place, folder: Path) -> Path:
+    """The folder of a model's safetensors, config and tokenizer. Files in folders below are no part of a model."""
+    if place.local is not None:
+        place.files()
+        return place.local
+    top = place.key.rstrip("/") + "/"
+    keys = [info.key for info in place.files() if info.key.endswith(_WANTED) and "/" not in info.key.removeprefix(top)]
+    folder.mkdir(parents=True, exist_ok=True)
+    fetch_files(place.store, keys, folder)
+    return folder

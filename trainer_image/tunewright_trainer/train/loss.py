@@ -1,0 +1,48 @@
+"""What is optimised: cross-entropy over the trained tokens."""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from tunewright_trainer.train.attention import documents
+from tunewright_trainer.train.data import MicroBatch
+from tunewright_trainer.train.model import Tuned
+
+
+def forward(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:
+    """Logits [targets, vocabulary] where something is learned, and nowhere else: on long prompts the output head is most of the work."""
+    with tuned.autocast():
+        if tuned.keeps_logits:
+            answer = tuned.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=batch.keep)
+            logits: torch.Tensor = answer.logits[0]
+        else:
+            logits = tuned.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[0, batch.keep]
+    return logits.float()
+
+
+def summed_loss(logits: torch.Tensor, targets: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+    """Sum of the targets' cross-entropies, in nats. ``smoothing`` of each target is spread evenly over the vocabulary (Szegedy et al. 2016)."""
+    return cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+
+
+def backward(tuned: Tuned, batch: MicroBatch, *, share_of: int, smoothing: float) -> float:
+    """Add the gradients of a micro-batch's loss, as its share of a batch with ``share_of`` trained tokens; returns that share of the loss.
+
+    Dividing by the tokens of the whole batch makes accumulation exact: a long micro-batch counts as its tokens do.
+    """
+    if not len(batch.targets):
+        return 0.0
+    with documents(batch.lengths):
+        loss = summed_loss(forward(tuned, batch), batch.targets, smoothing=smoothing) / share_of
+        torch.autograd.backward(loss)
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def evaluate(tuned: Tuned, batch: MicroBatch) -> tuple[float, int, int]:
+    """Summed loss without smoothing, correct tokens, and tokens, of a micro-batch."""
+    if not len(batch.targets):
+        return 0.0, 0, 0
+    with documents(batch.lengths):
+        logits = forward(tuned, batch)
+    correct = int((logits.argmax(dim=-1) == batch.targets).sum())
+    return float(summed_loss(logits, batch.targets)), correct, len(batch.targets)

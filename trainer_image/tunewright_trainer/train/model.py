@@ -1,0 +1,206 @@
+"""The model to tune: loaded from safetensors only, with its tuner, precision and device."""
+
+import contextlib
+import inspect
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import JobSpec, Precision, Tuner
+from tunewright_trainer.train import attention
+
+log = logging.getLogger(__name__)
+
+# Documents apart must give the logits that they give alone, to rounding.
+ISOLATION_TOLERANCE: Final = 1e-3
+_NAMES_TOLD: Final = 12
+_BF16_CAPABILITY: Final = (8, 0)  # Ampere, the first with bf16 tensor cores
+
+
+@dataclass
+class Tuned:
+    """A model in training. ``network`` is the plain transformers model, with the adapter's layers in it; ``peft`` wraps it, if there is an adapter."""
+
+    network: Any
+    peft: Any | None
+    device: torch.device
+    compute: torch.dtype
+    keeps_logits: bool
+
+    @property
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The weights that change, by name."""
+        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Frozen weights are held in the precision of the forward pass, trained ones always in fp32; this brings them together."""
+        if self.compute is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute)
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Put saved weights into the model; they must be exactly those that it trains."""
+        own = self.trainable
+        if weights.keys() != own.keys():
+            raise ValueError("the saved weights are not those of this model")
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(weights[name])
+
+
+def choose_device(spec: JobSpec) -> torch.device:
+    """The GPU where the job asks for one, the processors otherwise."""
+    if spec.resources.gpus and not torch.cuda.is_available():
+        raise Refusal(FailureCode.CONFIG_INVALID, "the job asks for a GPU and none is usable on this machine", param="spec.resources.gpus")
+    return torch.device("cuda" if spec.resources.gpus else "cpu")
+
+
+def choose_precision(spec: JobSpec, device: torch.device) -> torch.dtype:
+    """The precision of the forward pass."""
+    wanted = spec.hyperparameters.precision
+    if wanted is Precision.AUTO:
+        fast = device.type == "cuda" and torch.cuda.get_device_capability() >= _BF16_CAPABILITY
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if wanted is Precision.BF16 else torch.float32
+
+
+def load(folder: Path, spec: JobSpec) -> Tuned:
+    """The base model of ``folder`` with the job's tuner, ready to train; the adapter begins as the seed says.
+
+    Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
+    """
+    device = choose_device(spec)
+    compute = choose_precision(spec, device)
+    network = load_base(folder, spec, device=device, compute=compute)
+    check_isolation(network)
+    peft = None
+    if spec.method.tuner is Tuner.FULL:
+        network.requires_grad_(True)
+    else:
+        peft = add_adapter(network, spec)
+    if spec.hyperparameters.gradient_checkpointing:
+        # Not re-entrant: the re-entrant kind needs inputs with gradients, which a frozen embedding has not.
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    keeps_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
+    return Tuned(network=network, peft=peft, device=device, compute=compute, keeps_logits=keeps_logits)
+
+
+def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
+    """The base model, frozen unless it is tuned whole. Only safetensors are read and no code of the model's own is run."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a pod's log is lines
+    attention.register()
+    whole = spec.method.tuner is Tuner.FULL
+    options: dict[str, Any] = {"dtype": torch.float32 if whole else compute, "attn_implementation": attention.NAME}
+    if spec.method.tuner is Tuner.QLORA:
+        options |= _four_bits(compute, device)
+    try:
+        network, told = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
+        )
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise Refusal(
+            FailureCode.MODEL_UNSUPPORTED, f"the model cannot be loaded: {str(error).splitlines()[0][:300]}", param="spec.model.uri"
+        ) from error
+    absent = sorted(told["missing_keys"])
+    if absent:
+        raise Refusal(
+            FailureCode.MODEL_NOT_FOUND, f"the safetensors files lack {len(absent)} weights, such as {absent[0]}", param="spec.model.uri"
+        )
+    network.requires_grad_(False)
+    return network.to(device) if spec.method.tuner is not Tuner.QLORA else network
+
+
+def _four_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Options to load with frozen weights in 4 bits (NF4 with double quantisation: Dettmers et al. 2023, arXiv:2305.14314)."""
+    if device.type != "cuda":
+        raise Refusal(
+            FailureCode.CONFIG_INVALID, "qlora needs a GPU: set spec.resources.gpus to 1, or use tuner lora", param="spec.method.tuner"
+        )
+    from transformers import BitsAndBytesConfig
+
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+    return {"quantization_config": quantisation, "device_map": {"": 0}}
+
+
+def add_adapter(network: Any, spec: JobSpec) -> Any:
+    """Put LoRA layers into ``network``, in fp32, drawn from the job's seed; returns PEFT's wrapper."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = spec.method.lora
+    targets: str | list[str] = lora.target_modules
+    if targets != "all-linear":
+        targets = str(targets).split(",")
+        check_targets(network, targets)
+    torch.manual_seed(spec.hyperparameters.seed)
+    options = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(network, options)
+
+
+def check_targets(network: torch.nn.Module, targets: Sequence[str]) -> None:
+    """Refuse names that match no layer; PEFT itself is content if one of them does."""
+    layers = [name for name, module in network.named_modules() if _is_linear(module)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise Refusal(
+                FailureCode.CONFIG_INVALID,
+                f"no layer of the model is called {target}; it has {', '.join(known[:_NAMES_TOLD])}",
+                param="spec.method.lora.targetModules",
+            )
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+@torch.no_grad()
+def check_isolation(network: Any) -> None:
+    """Refuse a model in which packed documents see one another, or that attends in a way that we do not compute.
+
+    Asked of the model itself rather than of a list of architectures: two documents must give together what they give alone.
+    """
+    network.eval()
+    vocabulary = int(network.get_input_embeddings().weight.shape[0])
+    first, second = [[index % vocabulary for index in range(start, start + 6)] for start in (1, 11)]
+    try:
+        together = torch.cat([_logits(network, [first, second])[0, -1:], _logits(network, [second, first])[0, -1:]])
+        alone = torch.cat([_logits(network, [second])[0, -1:], _logits(network, [first])[0, -1:]])
+    except (NotImplementedError, TypeError) as error:
+        raise Refusal(
+            FailureCode.MODEL_UNSUPPORTED, f"the model uses what training cannot do yet: {error}", param="spec.model.uri"
+        ) from error
+    scale = max(1.0, float(alone.abs().max()))
+    tolerance = ISOLATION_TOLERANCE if alone.dtype is torch.float32 else math.sqrt(ISOLATION_TOLERANCE)
+    if float((together - alone).abs().max()) > tolerance * scale:
+        raise Refusal(
+            FailureCode.MODEL_UNSUPPORTED,
+            "the model mixes tokens outside attention, so that examples cannot be kept apart",
+            param="spec.model.uri",
+        )
+
+
+def _logits(network: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+    lengths = [len(text) for text in texts]
+    ids = torch.tensor([[token for text in texts for token in text]], device=network.device)
+    positions = torch.tensor([[position for length in lengths for position in range(length)]], device=network.device)
+    with attention.documents(lengths):
+        logits: torch.Tensor = network(input_ids=ids, position_ids=positions, use_cache=False).logits
+    return logits

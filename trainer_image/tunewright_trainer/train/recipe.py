@@ -1,0 +1,328 @@
+"""The recipe: set-up, loop and end of supervised fine-tuning.
+
+A loop of our own on plain torch, with transformers' models and PEFT's adapters, rather than transformers' Trainer, for what this project exists
+for: a run that is killed any number of times must end with the same weights, bit for bit; only what is learned is computed; and the first step
+comes within seconds of the process's start. Each of these needs control of every line that a step executes. What a step does is a function of
+(weights, optimizer state, seed, step): no generator, iterator or scheduler has a state that a checkpoint could miss.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import torch
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import BestCheckpoint, JobSpec
+from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.storage import checkpoints_key, metrics_key
+from tunewright_trainer import publish
+from tunewright_trainer.process import Stopped, stop_requested, telling
+from tunewright_trainer.storage import Store
+from tunewright_trainer.train import data as rows_of
+from tunewright_trainer.train import loss, metrics, schedule
+from tunewright_trainer.train.checkpoints import (
+    Checkpoints,
+    Counters,
+    Snapshot,
+    Tensors,
+    copied,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from tunewright_trainer.train.model import load
+from tunewright_trainer.train.stopping import judge
+
+log = logging.getLogger(__name__)
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
+
+
+def train(
+    config: PodConfig,
+    *,
+    attempt: int,
+    dataset_digest: str,
+    halvings: int,
+    data: Path,
+    model: Path,
+    work: Path,
+    store: Store,
+) -> Outcome:
+    """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
+    outcome = Outcome(attempt=attempt)
+    with telling(outcome), reproducible(config.spec):
+        run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
+        try:
+            run.resume()
+            while not run.done:
+                if stop_requested.is_set():
+                    run.save()
+                    raise Stopped(run.tell(outcome))
+                run.step()
+                run.evaluate_if_due()
+                run.checkpoint_if_due()
+                run.report()
+            run.save()
+            run.take_best()
+            outcome.artifact = run.publish(outcome)
+        finally:
+            run.tell(outcome)
+            run.close()
+    return outcome
+
+
+class Run:
+    """The state of one attempt, and what its loop does with it. Each method leaves a state that can be saved."""
+
+    def __init__(
+        self, config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int, data: Path, model: Path, work: Path, store: Store
+    ) -> None:
+        self.config = config
+        self.spec = config.spec
+        self.wanted = config.spec.hyperparameters
+        self.attempt = attempt
+        self.dataset_digest = dataset_digest
+        self.halvings = halvings
+        self.base_folder = model
+        self.work = work
+        self.store = store
+        self.rows = rows_of.Rows(data / "train")
+        self.validation = rows_of.Rows(data / "validation")
+        _check_rows(self.spec, len(self.rows), len(self.validation))
+        self.plan = schedule.plan(self.spec, len(self.rows))
+        self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
+        self.tuned = load(model, self.spec)
+        self.weights = self.tuned.trainable
+        self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
+        self.counters = Counters()
+        self.best: Tensors | None = None
+        self.resumed_from = 0
+        self.checkpoints = Checkpoints(
+            store,
+            checkpoints_key(config.job.namespace, config.job.uid),
+            work / "checkpoints",
+            keep=self.spec.checkpointing.keep,
+            lineage={"dataset": dataset_digest},
+            after_each=self.upload_history,
+        )
+        self.history = metrics.History(work / "metrics" / f"train-{attempt}.jsonl")
+        self.pace = metrics.Pace()
+        self.reporter = metrics.Reporter(config.progress_url, config.job)
+        self.told_at = -math.inf
+
+    @property
+    def done(self) -> bool:
+        return self.counters.step >= self.plan.max_steps or self.counters.ended_early
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        snapshot = self.checkpoints.newest()
+        if snapshot is None:
+            log.info("training %d steps of %d rows", self.plan.max_steps, self.plan.batch_size)
+            return
+        self.counters, self.best = snapshot.counters, snapshot.best
+        self.tuned.load_weights(snapshot.weights)
+        restore_optimizer(self.optimizer, self.weights, snapshot.optimizer)
+        self.resumed_from = self.counters.step
+        log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
+
+    def step(self) -> None:
+        """One optimizer step over one effective batch."""
+        step = self.counters.step + 1
+        batch = [self.rows[self.order[position]] for position in self.plan.positions(step)]
+        targets = max(1, sum(row.targets for row in batch))
+        rate = self.plan.learning_rate(step)
+        # Dropout draws from the seed and the step alone.
+        torch.manual_seed((self.wanted.seed << 32) + step)
+        self.tuned.network.train()
+        total = 0.0
+        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
+            micro = rows_of.micro_batch(group, self.tuned.device)
+            total += loss.backward(self.tuned, micro, share_of=targets, smoothing=self.wanted.label_smoothing)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
+        _check_finite(step, loss=total, norm=norm)
+        for group_of_weights in self.optimizer.param_groups:
+            group_of_weights["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(step, batch, targets, {"loss": total, "grad_norm": norm, "learning_rate": rate})
+
+    def _count(self, step: int, batch: list[rows_of.Row], targets: int, measured: dict[str, float]) -> None:
+        tokens = sum(len(row.input_ids) for row in batch)
+        self.counters.step = step
+        self.counters.tokens += tokens
+        self.counters.trained_tokens += targets
+        pace, trained_pace = self.pace.step(tokens, targets)
+        self.counters.metrics |= measured | {
+            "epoch": self.plan.epoch(step),
+            "num_tokens": float(self.counters.tokens),
+            "tokens_per_second": pace,
+            "trained_tokens_per_second": trained_pace,
+        }
+        self.history.add(step, self.counters.metrics)
+
+    def evaluate_if_due(self) -> None:
+        """Measure the validation loss where the plan says so, and judge it."""
+        if not len(self.validation) or not self.plan.evaluates(self.counters.step):
+            return
+        value, accuracy = self._evaluate()
+        _check_finite(self.counters.step, loss=value, norm=0.0)
+        self.counters.metrics |= {"eval_loss": value, "eval_mean_token_accuracy": accuracy}
+        self.history.add(self.counters.step, {"eval_loss": value, "eval_mean_token_accuracy": accuracy})
+        if judge(self.counters, value, self.wanted.early_stopping) and self.wanted.early_stopping.enabled:
+            self.best = copied(dict(self.weights))
+        log.info(
+            "step %d  eval_loss %.4f%s", self.counters.step, value, "  (best)" if self.counters.best_step == self.counters.step else ""
+        )
+
+    def _evaluate(self) -> tuple[float, float]:
+        """Mean loss and share of tokens guessed right, over the validation rows."""
+        self.tuned.network.eval()
+        loss_sum, right, tokens = 0.0, 0, 0
+        for index in range(len(self.validation)):
+            found = loss.evaluate(self.tuned, rows_of.micro_batch([self.validation[index]], self.tuned.device))
+            loss_sum, right, tokens = loss_sum + found[0], right + found[1], tokens + found[2]
+        return loss_sum / max(1, tokens), right / max(1, tokens)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all that the rest of the run depends on."""
+        return Snapshot(
+            counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics)})),
+            weights=copied(dict(self.weights)),
+            optimizer=copied(optimizer_tensors(self.optimizer, self.weights)),
+            best=self.best,
+        )
+
+    def checkpoint_if_due(self) -> None:
+        """Begin a checkpoint in the background; with one still on its way (storage is slow or away) this one is left out."""
+        if self.plan.saves(self.counters.step) and not self.done:
+            self.checkpoints.offer(self.snapshot)
+
+    def save(self) -> None:
+        """Have this very step in storage before going on."""
+        self.checkpoints.wait()
+        if self.checkpoints.last is None or self.checkpoints.last.step != self.counters.step:
+            self.checkpoints.save(self.snapshot())
+
+    def upload_history(self) -> None:
+        """Bring the metrics so far to storage."""
+        folder = metrics_key(self.config.job.namespace, self.config.job.uid)
+        self.store.put_bytes(f"{folder}/{self.history.path.name}", self.history.path.read_bytes())
+
+    def take_best(self) -> None:
+        """With early stopping, the best weights seen are the result."""
+        if self.best is not None:
+            self.tuned.load_weights(self.best)
+
+    def publish(self, outcome: Outcome) -> publish.Published:
+        """Publish what was trained; a stop asked for meanwhile ends it between two forms."""
+        self.tuned.network.eval()
+        chosen = self.counters.best_step if self.best is not None else self.counters.step
+        result = publish.Result(
+            config=self.config,
+            tuned=self.tuned,
+            base_folder=self.base_folder,
+            dataset_digest=self.dataset_digest,
+            step=chosen,
+            metrics=dict(self.counters.metrics),
+            probe=self.validation[0] if len(self.validation) else self.rows[0],
+        )
+        return publish.publish(result, self.store, self.work / "artifacts", before_each=lambda: _stop_if_asked(self.tell(outcome)))
+
+    def report(self) -> None:
+        """Tell the front end (from a thread) and, every few seconds, the log."""
+        last = self.done or self.counters.step == self.resumed_from + 1
+        now = time.monotonic()
+        if not last and now - self.told_at < metrics.REPORT_SECONDS:
+            return
+        self.told_at = now
+        self.counters.metrics["peak_memory_bytes"] = float(metrics.peak_memory_bytes())
+        progress = metrics.progress(
+            step=self.counters.step,
+            max_steps=self.plan.max_steps,
+            epoch=self.plan.epoch(self.counters.step),
+            tokens=self.counters.tokens,
+            remaining=self.pace.remaining(0 if self.done else self.plan.max_steps - self.counters.step),
+            attempt=self.attempt,
+            resumed_from=self.resumed_from,
+            metrics=self.counters.metrics,
+        )
+        self.reporter.report(progress, self.checkpoints.last)
+        log.info("%s", metrics.line(progress, self.counters.metrics["learning_rate"]))
+
+    def tell(self, outcome: Outcome) -> Outcome:
+        """Write into ``outcome`` how far the run is."""
+        outcome.resumed_from_step = self.resumed_from
+        outcome.reached_step = self.counters.step
+        outcome.last_checkpoint = self.checkpoints.last
+        if self.counters.best_loss is not None:
+            outcome.best_checkpoint = BestCheckpoint(step=self.counters.best_step, value=self.counters.best_loss)
+        return outcome
+
+    def close(self) -> None:
+        """Say farewell to the front end."""
+        self.reporter.close()
+
+
+@contextmanager
+def reproducible(spec: JobSpec) -> Iterator[None]:
+    """Settings of torch under which equal input gives equal bits, put back afterwards.
+
+    The number of threads is part of the arithmetic (it splits sums), so it comes from the job and never from the machine.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS deterministic
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(thread_count(spec.resources.cpu))
+    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def thread_count(cpu: str) -> int:
+    """Threads for a Kubernetes quantity of processors: whole ones, at least 1 (`1500m` gives 1)."""
+    count = Decimal(cpu[:-1]) / 1000 if cpu.endswith("m") else Decimal(cpu)
+    return max(1, int(count))
+
+
+def _optimizer(weights: dict[str, torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019). Biases and norms, which are vectors, do not decay."""
+    groups = [
+        {"params": [weight for weight in weights.values() if weight.dim() >= 2], "weight_decay": decay},
+        {"params": [weight for weight in weights.values() if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
+
+
+def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
+    if not rows:
+        raise Refusal(
+            FailureCode.DATA_EMPTY, "no row is left to train on; the data report says what was dropped", param="spec.dataset.sources"
+        )
+    if spec.hyperparameters.early_stopping.enabled and not validation:
+        raise Refusal(
+            FailureCode.CONFIG_INVALID,
+            "early stopping needs validation rows, and with so little data none was drawn: raise validationFraction",
+            param="spec.dataset.validationFraction",
+        )
+
+
+def _check_finite(step: int, *, loss: float, norm: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+        raise Refusal(FailureCode.LOSS_DIVERGED, f"{what} at step {step}", param="spec.hyperparameters.learningRate")
+
+
+def _stop_if_asked(outcome: Outcome) -> None:
+    if stop_requested.is_set():
+        raise Stopped(outcome)
