@@ -1,0 +1,31 @@
+"""Object storage: one small protocol, over S3 and over a local folder.
+
+    store = open_store(config.storage, STORAGE_CREDENTIALS)
+    digest = publish_folder(store, local_folder, key, manifest={...})
+    manifest = fetch_folder(store, key, local_folder)  # None: absent
+
+Every call waits out an outage (`patience`) and ends with one `Refusal` that names what was asked for.
+"""
+
+from tunewright_trainer.storage.folders import Damaged, fetch_files, fetch_folder, publish_folder, read_manifest
+from tunewright_trainer.storage.local import LocalStore
+from tunewright_trainer.storage.places import Place, open_model, open_source, open_store
+from tunewright_trainer.storage.s3 import S3Store
+from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing, Store
+
+__all__ = [
+    "Damaged",
+    "LocalStore",
+    "ObjectInfo",
+    "ObjectMissing",
+    "Place",
+    "S3Store",
+    "Store",
+    "fetch_files",
+    "fetch_folder",
+    "open_model",
+    "open_source",
+    "open_store",
+    "publish_folder",
+    "read_manifest",
+]

@@ -1,0 +1,97 @@
+"""A store in a folder of this machine, for runs without a cluster."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing
+
+_PART: Final = ".part-"  # files being written; never listed
+
+
+class LocalStore:
+    """Files under `root`. `missing` and `param` are the code and the field that a missing file is reported with."""
+
+    def __init__(self, root: Path, *, missing: FailureCode = FailureCode.STORAGE_NOT_FOUND, param: str = "") -> None:
+        self.root = root.absolute()
+        self.missing = missing
+        self.param = param
+
+    def path(self, key: str) -> Path:
+        """Where a key lies."""
+        return self.root / key if key else self.root
+
+    def uri(self, key: str) -> str:
+        return str(self.path(key))
+
+    def get_bytes(self, key: str) -> bytes:
+        try:
+            return self.path(key).read_bytes()
+        except OSError as error:
+            raise self._refusal(key, error) from error
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        self._write(key, lambda part: part.write_bytes(data))
+
+    def upload(self, local_path: Path, key: str) -> None:
+        self._write(key, lambda part: shutil.copyfile(local_path, part))
+
+    def download(self, key: str, local_path: Path) -> None:
+        local_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(self.path(key), local_path)
+        except OSError as error:
+            raise self._refusal(key, error) from error
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        top = self.path(prefix.rpartition("/")[0])
+        found = []
+        for folder, _, names in os.walk(top, followlinks=True):
+            for name in names:
+                path = Path(folder) / name
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix) and not name.startswith(_PART):
+                    found.append(self._info(key, path))
+        yield from sorted(found, key=lambda info: info.key)
+
+    def _info(self, key: str, path: Path) -> ObjectInfo:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise self._refusal(key, error) from error
+        return ObjectInfo(key=key, size=status.st_size, etag=f"{status.st_size:x}-{status.st_mtime_ns:x}")
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.path(key).unlink(missing_ok=True)
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def fingerprint(self, info: ObjectInfo) -> str:
+        with self.path(info.key).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _write(self, key: str, fill: Callable[[Path], object]) -> None:
+        target = self.path(key)
+        part = target.with_name(f"{_PART}{uuid.uuid4().hex}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fill(part)
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise self._refusal(key, error) from error
+
+    def _refusal(self, key: str, error: OSError) -> Exception:
+        uri = self.uri(key)
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            return ObjectMissing(self.missing, f"{uri} does not exist", param=self.param)
+        if isinstance(error, PermissionError):
+            return Refusal(FailureCode.ACCESS_DENIED, f"access to {uri} was denied", param=self.param)
+        return error
