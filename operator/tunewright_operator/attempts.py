@@ -1,0 +1,259 @@
+"""Training attempts: started one at a time, heard when they end, and tried again as the budget of their failure allows."""
+
+import hashlib
+from datetime import datetime, timedelta
+from typing import Final
+
+from tunewright_crds.errors import FailureClass, FailureCode
+from tunewright_crds.job import MAX_ATTEMPTS_TOLD, AttemptStatus, Requeue
+from tunewright_crds.names import Condition, Phase, Reason
+from tunewright_crds.pod import Outcome
+
+from tunewright_operator import builders
+from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
+from tunewright_operator.observed import Batch, Pod
+from tunewright_operator.plan import Work
+
+# A pod that outlives its Job is looked at again after so many seconds.
+_LOOK_AGAIN_SECONDS: Final = 5.0
+_FREE_ENDS: Final = frozenset({Reason.PREEMPTED, Reason.NODE_LOST, Reason.STOPPED})
+
+
+def hear_attempts(work: Work) -> bool:
+    """Learns what became of the attempts that there are."""
+    _take_in_unrecorded(work)
+    attempt = work.attempt
+    if attempt is None or attempt.end_time is not None:
+        _stop_the_ended(work)
+        return False
+    batch = next((batch for batch in work.seen.attempts if batch.attempt == attempt.number), None)
+    if batch is None:
+        if not work.seen.confirmed:
+            work.doubt()
+            return True
+        _conclude(work, attempt, ending(None), pod=None, ended=work.now)
+        return work.status.phase.terminal
+    pod = work.seen.pod_of(batch)
+    if not batch.finished:
+        _watch(work, attempt, batch, pod)
+        return work.status.phase.terminal
+    if pod is None or not pod.finished:
+        if not work.seen.confirmed:
+            work.doubt()
+            return True
+        if pod is not None:
+            work.wake_in(_LOOK_AGAIN_SECONDS)
+            return True
+    _hear_the_end(work, attempt, pod)
+    return work.status.phase.terminal
+
+
+def _take_in_unrecorded(work: Work) -> None:
+    """Attempts whose Job was made just before a crash kept them out of the status."""
+    for batch in work.seen.attempts:
+        if batch.attempt > (work.attempt.number if work.attempt else 0):
+            _record(work, batch.attempt, batch.id.created)
+
+
+def _record(work: Work, number: int, start: datetime) -> None:
+    work.status.attempts.append(
+        AttemptStatus(number=number, startTime=start, reason=Reason.RUNNING, microBatchHalvings=work.status.restarts.out_of_memory)
+    )
+    del work.status.attempts[:-MAX_ATTEMPTS_TOLD]
+    work.status.requeue = None
+    work.status.phase = Phase.TRAINING
+    work.mark(Condition.TRAINING, "False", Reason.STARTING, f"attempt {number} is starting")
+
+
+def _stop_the_ended(work: Work) -> None:
+    """A Job whose attempt is over on record was given up; a crash may have left it there."""
+    for batch in work.seen.attempts:
+        if not batch.finished:
+            work.stop(batch)
+
+
+def _watch(work: Work, attempt: AttemptStatus, batch: Batch, pod: Pod | None) -> None:
+    """Keeps the status of a running attempt, and gives up one that will never start or no longer moves."""
+    if batch.id.deleting:
+        return
+    hopeless = pod and stuck(pod, now=work.now, patience=work.settings.pending_seconds)
+    verdict = hopeless or _stalled(work, attempt)
+    if verdict:
+        work.stop(batch)
+        _conclude(work, attempt, verdict, pod=pod, ended=work.now)
+        return
+    work.status.phase = Phase.TRAINING
+    if pod and pod.phase == "Running" and not pod.waiting:
+        attempt.node = pod.node
+        work.mark(Condition.TRAINING, "True", Reason.RUNNING, f"attempt {attempt.number} runs")
+        return
+    reason, message = hindrance(pod)
+    work.mark(Condition.TRAINING, "False", reason, f"attempt {attempt.number}: {message}")
+    if reason == Reason.IMAGE_PULL and pod:
+        work.wake(pod.id.created + timedelta(seconds=work.settings.pending_seconds))
+
+
+def _stalled(work: Work, attempt: AttemptStatus) -> Ending | None:
+    """Only reports that did come, and then stopped, are evidence; a pod that never reported may simply not reach the front end."""
+    limit, progress = work.settings.stall_seconds, work.status.progress
+    if not limit or progress is None or progress.attempt != attempt.number:
+        return None
+    due = progress.last_updated + timedelta(seconds=limit)
+    if work.now < due:
+        work.wake(due)
+        return None
+    return Ending.failing(FailureCode.STALLED, f"no progress since step {progress.step}, for more than {limit:.0f} s")
+
+
+def _hear_the_end(work: Work, attempt: AttemptStatus, pod: Pod | None) -> None:
+    outcome = heard(pod)
+    ended = (pod and pod.ended) or work.now
+    if outcome and outcome.artifact and outcome.error is None and pod and pod.exit_code in (0, None):
+        work.artifact = outcome.artifact
+        _fill(work, attempt, pod, outcome, ended)
+        work.reached = attempt.reached_step or 0
+        attempt.reason = Reason.SUCCEEDED
+        return
+    _conclude(work, attempt, ending(pod), pod=pod, ended=ended)
+
+
+def _conclude(work: Work, attempt: AttemptStatus, verdict: Ending, *, pod: Pod | None, ended: datetime) -> None:
+    """Writes the end of an attempt that published nothing, and what follows from it."""
+    _fill(work, attempt, pod, heard(pod), ended)
+    asked = _asked_to_stop(work)
+    if asked and verdict.cls is not FailureClass.USER:
+        attempt.reason = asked
+        return
+    attempt.reason = verdict.reason
+    work.tell(
+        Reason.ATTEMPT_ENDED,
+        f"attempt {attempt.number} ended: {verdict.reason}. {verdict.message}",
+        unique=f"attempt-{attempt.number}-ended",
+        warning=verdict.cls is not FailureClass.FREE,
+    )
+    spend(work, verdict)
+
+
+def _asked_to_stop(work: Work) -> str:
+    """Whether the job's owner, or its deadline, wanted the attempt to end."""
+    if work.wanted.cancel:
+        return Reason.CANCELLED
+    if past_deadline(work):
+        return FailureCode.DEADLINE_EXCEEDED
+    return Reason.SUSPENDED if work.wanted.suspend else ""
+
+
+def _fill(work: Work, attempt: AttemptStatus, pod: Pod | None, outcome: Outcome | None, ended: datetime) -> None:
+    """Numbers of an ended attempt: from its own last words, else from the last progress that it reported."""
+    progress = work.status.progress if work.status.progress and work.status.progress.attempt == attempt.number else None
+    attempt.end_time = ended
+    if pod:
+        attempt.exit_code, attempt.node = pod.exit_code, pod.node or attempt.node
+    resumed = outcome.resumed_from_step if outcome else None
+    reached = outcome.reached_step if outcome else None
+    attempt.resumed_from_step = resumed if resumed is not None else (progress.resumed_from_step if progress else None)
+    attempt.reached_step = reached if reached is not None else (progress.step if progress else None)
+    _count_lost_steps(work, attempt)
+    if outcome and outcome.last_checkpoint:
+        work.status.last_checkpoint = outcome.last_checkpoint
+    if outcome and outcome.best_checkpoint:
+        work.status.best_checkpoint = outcome.best_checkpoint
+
+
+def _count_lost_steps(work: Work, attempt: AttemptStatus) -> None:
+    before = next((entry for entry in work.status.attempts if entry.number == attempt.number - 1), None)
+    if before and before.reached_step is not None and attempt.resumed_from_step is not None:
+        before.lost_steps = max(0, before.reached_step - attempt.resumed_from_step)
+
+
+def spend(work: Work, verdict: Ending) -> None:
+    """Takes a failure from its budget and sets the time of the next try, or fails the job where there is none left."""
+    restarts, retries = work.status.restarts, work.wanted.retries
+    delay = 0.0
+    if verdict.cls is FailureClass.FREE:
+        restarts.free += 1
+        delay = _free_delay(work)
+    elif verdict.cls is FailureClass.INFRASTRUCTURE and restarts.infrastructure < retries.infrastructure:
+        restarts.infrastructure += 1
+        delay = _backoff(work, restarts.infrastructure)
+    elif verdict.cls is FailureClass.OUT_OF_MEMORY and work.attempt and restarts.out_of_memory < retries.out_of_memory:
+        restarts.out_of_memory += 1
+    else:
+        work.fail(verdict.code or FailureCode.INTERNAL, verdict.message, verdict.param)
+        return
+    work.status.requeue = Requeue(notBefore=work.now + timedelta(seconds=delay)) if delay else None
+
+
+def _free_delay(work: Work) -> float:
+    """A free end that follows another one without a step done in between waits, so that a pod that nobody can keep does not spin."""
+    in_a_row = 0
+    for attempt in reversed(work.status.attempts):
+        moved = (attempt.reached_step or 0) > (attempt.resumed_from_step or 0)
+        if attempt.reason not in _FREE_ENDS or moved:
+            break
+        in_a_row += 1
+    return _backoff(work, in_a_row - 1) if in_a_row > 1 else 0.0
+
+
+def _backoff(work: Work, nth: int) -> float:
+    """Seconds before the nth retry: doubling, capped, and spread by ±25 % from job to job (by hash: the same question has one answer)."""
+    settings = work.settings
+    spread = hashlib.sha256(f"{work.seen.job.id.uid}/{nth}".encode()).digest()[0] / 255
+    return min(settings.backoff_cap_seconds, settings.backoff_base_seconds * 2.0 ** min(nth - 1, 32)) * (0.75 + spread / 2)
+
+
+def waits_for_its_turn(work: Work) -> bool:
+    """Whether a wait between attempts is not over yet."""
+    requeue = work.status.requeue
+    if requeue is None or requeue.not_before is None or requeue.not_before <= work.now:
+        return False
+    work.wake(requeue.not_before)
+    return True
+
+
+def train(work: Work) -> bool:
+    """Starts the next attempt, unless one is there."""
+    attempt = work.attempt
+    if (attempt and attempt.end_time is None) or work.still_running():
+        return True
+    number = attempt.number + 1 if attempt else 1
+    if waits_for_its_turn(work):
+        when = work.status.requeue and work.status.requeue.not_before
+        work.mark(Condition.TRAINING, "False", Reason.BACK_OFF, f"attempt {number} starts after {when:%Y-%m-%dT%H:%M:%SZ}")
+        return True
+    job, dataset = work.seen.job.id, work.status.dataset
+    manifest = builders.training_job(
+        work.config,
+        job,
+        work.settings,
+        attempt=number,
+        dataset=dataset.digest if dataset else "",
+        halvings=work.status.restarts.out_of_memory,
+    )
+    if manifest["metadata"]["name"] in work.seen.foreign:
+        name = manifest["metadata"]["name"]
+        work.mark(Condition.TRAINING, "False", Reason.STARTING, f"a Job named {name} stands in the way that is not ours; delete it to go on")
+        work.wake_in(_LOOK_AGAIN_SECONDS)
+        return True
+    if number > 1:
+        work.plan.create.append(builders.config_map(work.config, job))
+    work.plan.create.append(manifest)
+    _record(work, number, work.now)
+    work.tell(Reason.ATTEMPT_STARTED, f"attempt {number} started", unique=f"attempt-{number}-started")
+    return True
+
+
+def deadline(work: Work) -> datetime | None:
+    """When the job must be done; time spent suspended does not count."""
+    limit, start = work.wanted.active_deadline_seconds, work.status.start_time
+    if limit is None or start is None:
+        return None
+    return start + timedelta(seconds=limit + work.status.suspended_seconds)
+
+
+def past_deadline(work: Work) -> bool:
+    """Whether the job took longer than it may. A suspended job's clock stands still."""
+    due = deadline(work)
+    if due is None or work.status.suspended_since is not None:
+        return False
+    return work.now >= due

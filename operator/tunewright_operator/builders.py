@@ -1,0 +1,317 @@
+"""The manifests of everything that the operator makes for a job: pure functions from typed input to plain dictionaries."""
+
+import hashlib
+import math
+from typing import Any, Final
+
+import orjson
+from tunewright_crds import names
+from tunewright_crds.job import JobSpec
+from tunewright_crds.names import Role
+from tunewright_crds.pod import JobIdentity, PodConfig, Published
+from tunewright_crds.tuned_model import Artifact, Base, Kind, ModelSource, Serving, TunedModelSpec
+
+from tunewright_operator.observed import Identity
+from tunewright_operator.settings import Settings
+
+Manifest = dict[str, Any]
+
+USER: Final = 65532  # the images' user; has no entry in any passwd
+_TOKEN_SECONDS: Final = 3600  # the kubelet renews the progress token at 80 % of this
+_MULTIPLES: Final = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def amount(quantity: str) -> float:
+    """A Kubernetes quantity as a number: ``500m`` is 0.5, ``2Gi`` is 2147483648."""
+    digits = quantity.rstrip("mkMGTi")
+    return float(digits) * _MULTIPLES[quantity[len(digits) :]]
+
+
+def pod_config(job: Identity, spec: JobSpec, settings: Settings) -> PodConfig:
+    """What the job's pods are told. The version sorts by the job's age and is the same however often it is asked for."""
+    return PodConfig(
+        job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
+        spec=spec,
+        storage=settings.storage,
+        version=f"{job.created:%Y%m%d}-{job.uid[:8]}",
+        progress_url=settings.progress_url,
+    )
+
+
+def owner_reference(job: Identity) -> Manifest:
+    """Makes a child go when its job goes."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "InstructionTuningJob",
+        "name": job.name,
+        "uid": job.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def child_labels(job: Identity, **more: str) -> dict[str, str]:
+    """The labels of a job's children; a name too long for a label's value is cut by a hash."""
+    label = job.name if len(job.name) <= names.MAX_LABEL else names.child_name(job.name, "job")
+    return {
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+        names.LABEL_JOB: label,
+        names.LABEL_JOB_UID: job.uid,
+        **more,
+    }
+
+
+def config_map(config: PodConfig, job: Identity) -> Manifest:
+    """The immutable config of a job."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": names.config_name(job.name, job.uid),
+            "namespace": job.namespace,
+            "labels": child_labels(job),
+            "ownerReferences": [owner_reference(job)],
+        },
+        "immutable": True,
+        "data": {names.CONFIG_KEY: config.model_dump_json(by_alias=True, exclude_none=True)},
+    }
+
+
+def prepare_job(config: PodConfig, job: Identity, settings: Settings) -> Manifest:
+    """The batch Job that prepares the data; never asks for a GPU."""
+    return _batch_job(
+        names.prepare_name(job.name),
+        config,
+        job,
+        settings,
+        role=Role.PREPARE,
+        labels={},
+        arguments=["prepare", "--config", names.CONFIG_FILE],
+    )
+
+
+def training_job(config: PodConfig, job: Identity, settings: Settings, *, attempt: int, dataset: str, halvings: int) -> Manifest:
+    """The batch Job of one training attempt. ``halvings``: how often the micro-batch is halved for it."""
+    arguments = ["train", "--config", names.CONFIG_FILE, "--attempt", str(attempt), "--dataset", dataset]
+    return _batch_job(
+        names.attempt_name(job.name, attempt),
+        config,
+        job,
+        settings,
+        role=Role.TRAIN,
+        labels={names.LABEL_ATTEMPT: str(attempt)},
+        arguments=arguments + (["--halvings", str(halvings)] if halvings else []),
+    )
+
+
+def _batch_job(
+    name: str, config: PodConfig, job: Identity, settings: Settings, *, role: Role, labels: dict[str, str], arguments: list[str]
+) -> Manifest:
+    all_labels = child_labels(job, **{names.LABEL_ROLE: role.value}, **labels)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": job.namespace, "labels": all_labels, "ownerReferences": [owner_reference(job)]},
+        "spec": {
+            # One Job is one attempt: whether there is another, and from which checkpoint, is decided by the operator.
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": {"metadata": {"labels": all_labels}, "spec": _pod(config, job, settings, role=role, arguments=arguments)},
+        },
+    }
+
+
+def _pod(config: PodConfig, job: Identity, settings: Settings, *, role: Role, arguments: list[str]) -> Manifest:
+    wanted = config.spec.resources
+    gpus = wanted.gpus if role is Role.TRAIN else 0
+    secrets = {names.STORAGE_CREDENTIALS: settings.storage_secret}
+    if config.spec.model.credentials_secret:
+        secrets[names.MODEL_CREDENTIALS] = config.spec.model.credentials_secret
+    if config.spec.dataset.credentials_secret:
+        secrets[names.DATASET_CREDENTIALS] = config.spec.dataset.credentials_secret
+    volumes, mounts = _secret_files(secrets)
+    volumes += [
+        {"name": "config", "configMap": {"name": names.config_name(job.name, job.uid)}},
+        {"name": "scratch", "emptyDir": {"sizeLimit": wanted.scratch}},
+        {"name": "progress", "projected": {"sources": [_progress_token()]}},
+    ]
+    mounts += [
+        {"name": "config", "mountPath": names.CONFIG_FILE.rsplit("/", 1)[0], "readOnly": True},
+        {"name": "scratch", "mountPath": names.SCRATCH},
+        {"name": "progress", "mountPath": names.PROGRESS_TOKEN.rsplit("/", 1)[0], "readOnly": True},
+    ]
+    container = _container(
+        "trainer", wanted.image or settings.trainer_image, settings, arguments=arguments, resources=resources(wanted.cpu, wanted.memory, wanted.gpu_resource, gpus)
+    )
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": settings.grace_seconds,
+        **pod_safety(),
+        **_present(
+            nodeSelector=wanted.node_selector,
+            tolerations=[toleration.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True) for toleration in wanted.tolerations],
+            priorityClassName=wanted.priority_class_name if role is Role.TRAIN else "",
+            serviceAccountName=wanted.service_account_name,
+            runtimeClassName=settings.trainer_runtime_class if gpus else "",
+        ),
+        "containers": [container | {"volumeMounts": mounts, "env": _environment(wanted.cpu)}],
+        "volumes": volumes,
+    }
+
+
+def _progress_token() -> Manifest:
+    return {
+        "serviceAccountToken": {
+            "audience": names.PROGRESS_AUDIENCE,
+            "expirationSeconds": _TOKEN_SECONDS,
+            "path": names.PROGRESS_TOKEN.rsplit("/", 1)[1],
+        }
+    }
+
+
+def _secret_files(secrets: dict[str, str]) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes and mounts by mount path. Optional: with workload identity there is no Secret, and a missing one is the trainer's to tell."""
+    volumes, mounts = [], []
+    for path, secret in secrets.items():
+        name = path.rsplit("/", 1)[1]
+        volumes.append({"name": name, "secret": {"secretName": secret, "optional": True, "defaultMode": 0o440}})
+        mounts.append({"name": name, "mountPath": path, "readOnly": True})
+    return volumes, mounts
+
+
+def _environment(cpu: str) -> list[Manifest]:
+    """Libraries that count the node's processors instead of the container's start far too many threads; HOME is the only writable place."""
+    return [
+        {"name": "OMP_NUM_THREADS", "value": str(max(1, math.ceil(amount(cpu))))},
+        {"name": "HOME", "value": names.SCRATCH},
+        {"name": "TMPDIR", "value": names.SCRATCH},
+    ]
+
+
+def _container(name: str, image: str, settings: Settings, *, arguments: list[str], resources: Manifest) -> Manifest:
+    return {
+        "name": name,
+        "image": image,
+        **_present(imagePullPolicy=settings.trainer_image_pull_policy),
+        "command": ["tunewright-trainer"],
+        "args": arguments,
+        "resources": resources,
+        "terminationMessagePath": names.TERMINATION_MESSAGE,
+        # Only what the trainer says on purpose: the log may quote anything.
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def pod_safety() -> Manifest:
+    """What the `restricted` pod security standard asks of a pod, and no token of the API server."""
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def resources(cpu: str, memory: str, gpu_resource: str, gpus: int) -> Manifest:
+    """Requests and limits: memory is bounded, processors may be borrowed, GPUs are whole."""
+    devices = {gpu_resource: str(gpus)} if gpus else {}
+    return {"requests": {"cpu": cpu, "memory": memory, **devices}, "limits": {"memory": memory, **devices}}
+
+
+def _present(**fields: Any) -> Manifest:
+    return {name: value for name, value in fields.items() if value}
+
+
+def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: str, serving: Serving) -> Manifest:
+    """The published model. It belongs to nobody: deleting the job keeps it."""
+    spec = TunedModelSpec(
+        base=Base(uri=config.spec.model.uri, credentialsSecret=config.spec.model.credentials_secret),
+        kind=Kind(artifact.kind),
+        artifact=Artifact(uri=artifact.uri, digest=artifact.digest),
+        version=config.version,
+        source=ModelSource(
+            job=config.job.name,
+            uid=config.job.uid,
+            step=step,
+            datasetDigest=dataset,
+            licenses=sorted({source.license for source in config.spec.dataset.sources if source.license}),
+        ),
+        serving=serving,
+    )
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "TunedModel",
+        "metadata": {
+            "name": config.model_name,
+            "namespace": config.job.namespace,
+            "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY},
+        },
+        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+
+
+def serving_pod(
+    *, base: str, namespace: str, model_id: str, credentials: str, cpu: str, memory: str, gpus: int, settings: Settings
+) -> Manifest:
+    """The pod of an engine. ``model_id``: the one model that it serves; empty: the base with adapters."""
+    arguments = ["serve", "--base", base, "--namespace", namespace, "--bucket", settings.storage_bucket, "--region", settings.storage_region]
+    arguments += ["--port", str(names.ENGINE_PORT)]
+    for flag, value in (("--prefix", settings.storage_prefix), ("--endpoint", settings.storage_endpoint), ("--model-id", model_id)):
+        arguments += [flag, value] if value else []
+    volumes, mounts = _secret_files(
+        {names.STORAGE_CREDENTIALS: settings.storage_secret} | ({names.MODEL_CREDENTIALS: credentials} if credentials else {})
+    )
+    probe = {"httpGet": {"path": "/health", "port": names.ENGINE_PORT}, "timeoutSeconds": 5}
+    container = _container("engine", settings.trainer_image, settings, arguments=arguments, resources=resources(cpu, memory, "nvidia.com/gpu", gpus))
+    return {
+        "terminationGracePeriodSeconds": 30,
+        **pod_safety(),
+        **_present(runtimeClassName=settings.trainer_runtime_class if gpus else ""),
+        "containers": [
+            container
+            | {
+                "ports": [{"name": "http", "containerPort": names.ENGINE_PORT}],
+                # A large model takes long to load: liveness waits for the start-up probe, and that waits for an hour.
+                "startupProbe": probe | {"periodSeconds": 2, "failureThreshold": 1800},
+                "readinessProbe": probe | {"periodSeconds": 5},
+                "livenessProbe": probe | {"periodSeconds": 20, "failureThreshold": 6},
+                "volumeMounts": [*mounts, {"name": "scratch", "mountPath": names.SCRATCH}],
+                "env": _environment(cpu),
+            }
+        ],
+        "volumes": [*volumes, {"name": "scratch", "emptyDir": {}}],
+    }
+
+
+def event(about: Identity, *, kind: str, reason: str, message: str, warning: bool, stamp: str, unique: str) -> Manifest:
+    """A core/v1 Event. ``stamp``: RFC 3339 time; ``unique`` makes the same event the same object when it is told twice."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{about.name[:200]}.{unique}", "namespace": about.namespace},
+        "involvedObject": {"apiVersion": names.API_VERSION, "kind": kind, "name": about.name, "namespace": about.namespace, "uid": about.uid},
+        "reason": reason,
+        "message": message[:1024],
+        "type": "Warning" if warning else "Normal",
+        "source": {"component": names.OPERATOR_MANAGER},
+        "reportingComponent": names.OPERATOR_MANAGER,
+        "reportingInstance": names.OPERATOR_MANAGER,
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }
+
+
+def digest_of(manifest: Manifest) -> str:
+    """A short address of a manifest's content, to see whether it changed."""
+    return hashlib.sha256(orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

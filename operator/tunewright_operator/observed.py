@@ -1,0 +1,281 @@
+"""What the operator has seen, as small typed views of Kubernetes objects.
+
+A view keeps what decisions need and drops the rest, so that ten thousand jobs fit into little memory. Children belong to an owner by the UID
+in their ownerReferences; labels are for finding only, anybody can write them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from tunewright_crds import names
+from tunewright_crds.job import JobStatus
+
+Manifest = Mapping[str, Any]
+
+
+def moment(text: str | None) -> datetime | None:
+    """A Kubernetes time stamp; None where there is none or it is not one."""
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+
+
+def owner_uid(body: Manifest) -> str:
+    """UID of the controlling owner, or nothing."""
+    references = body["metadata"].get("ownerReferences") or ()
+    return next((reference["uid"] for reference in references if reference.get("controller")), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which object a view is of, and how new the view is."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: int
+    generation: int
+    created: datetime
+    deleting: bool
+
+    @classmethod
+    def of(cls, body: Manifest) -> "Identity":
+        """The identity in an object's metadata."""
+        meta = body["metadata"]
+        version = str(meta.get("resourceVersion", "0"))
+        return cls(
+            namespace=meta.get("namespace", ""),
+            name=meta["name"],
+            uid=meta.get("uid", ""),
+            resource_version=int(version) if version.isdigit() else 0,
+            generation=meta.get("generation", 0),
+            created=moment(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
+            deleting=bool(meta.get("deletionTimestamp")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An InstructionTuningJob. Spec and status stay packed as JSON until they are needed."""
+
+    id: Identity
+    packed_spec: bytes
+    packed_status: bytes
+
+    @classmethod
+    def of(cls, body: Manifest) -> "Job":
+        """The view of a manifest."""
+        return cls(Identity.of(body), orjson.dumps(body.get("spec") or {}), orjson.dumps(body.get("status") or {}))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """As it was applied; may be anything that the CRD let pass."""
+        spec: dict[str, Any] = orjson.loads(self.packed_spec)
+        return spec
+
+    @property
+    def raw_status(self) -> dict[str, Any]:
+        """As it is stored; empty for a job that nobody has seen yet."""
+        status: dict[str, Any] = orjson.loads(self.packed_status)
+        return status
+
+
+_STATUS_FIELDS = {(field.alias or name): TypeAdapter(field.annotation) for name, field in JobStatus.model_fields.items()}
+
+
+def read_status(raw: Manifest) -> JobStatus:
+    """The typed status. A part that somebody spoilt is left out, so that one bad field never stops a job."""
+    try:
+        return JobStatus.model_validate(raw)
+    except ValidationError:
+        return JobStatus.model_validate({name: value for name, value in raw.items() if _is_sound(name, value)})
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    try:
+        _STATUS_FIELDS[name].validate_python(value)
+    except (KeyError, ValidationError):
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch Job: one preparation, or one training attempt."""
+
+    id: Identity
+    owner: str
+    role: str
+    attempt: int
+    complete: bool
+    failed: bool
+    gone: bool = False  # a memory of a Job that was deleted
+
+    @classmethod
+    def of(cls, body: Manifest) -> "Batch":
+        """The view of a manifest."""
+        labels = body["metadata"].get("labels") or {}
+        number = str(labels.get(names.LABEL_ATTEMPT, ""))
+        held = {entry["type"] for entry in (body.get("status") or {}).get("conditions") or () if entry.get("status") == "True"}
+        return cls(
+            id=Identity.of(body),
+            owner=owner_uid(body),
+            role=labels.get(names.LABEL_ROLE, ""),
+            attempt=int(number) if number.isdecimal() and len(number) < 10 else 0,
+            complete="Complete" in held,
+            failed="Failed" in held,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the Job will never start a pod again."""
+        return self.complete or self.failed or self.gone
+
+    def remembered(self) -> "Batch":
+        """The same Job after its deletion."""
+        return replace(self, gone=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod of a batch Job or an engine."""
+
+    id: Identity
+    owner: str
+    engine: str
+    phase: str
+    ready: bool
+    ip: str
+    node: str
+    reason: str  # of the pod itself: Evicted, NodeLost, UnexpectedAdmissionError, …
+    message: str
+    disruption: str  # reason of the condition DisruptionTarget
+    unschedulable: str  # message of the scheduler
+    waiting: str  # reason of the container
+    waiting_message: str
+    exit_code: int | None
+    ended_by: str  # reason of the container's end: Completed, Error, OOMKilled, …
+    last_words: str  # the termination message
+    ended: datetime | None
+    gone: bool = False  # a memory of a pod that was deleted
+
+    @classmethod
+    def of(cls, body: Manifest) -> "Pod":
+        """The view of a manifest; of its containers the first one counts."""
+        status = body.get("status") or {}
+        conditions = {entry["type"]: entry for entry in status.get("conditions") or () if "type" in entry}
+        disrupted = conditions.get("DisruptionTarget", {})
+        scheduled = conditions.get("PodScheduled", {})
+        containers = status.get("containerStatuses") or ({},)
+        state = containers[0].get("state") or {}
+        waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+        return cls(
+            id=Identity.of(body),
+            owner=owner_uid(body),
+            engine=(body["metadata"].get("labels") or {}).get(names.LABEL_ENGINE, ""),
+            phase=status.get("phase", "Pending"),
+            ready=conditions.get("Ready", {}).get("status") == "True",
+            ip=status.get("podIP", ""),
+            node=(body.get("spec") or {}).get("nodeName", ""),
+            reason=status.get("reason", ""),
+            message=status.get("message", ""),
+            disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+            unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+            waiting=waiting.get("reason", ""),
+            waiting_message=waiting.get("message", ""),
+            exit_code=ended.get("exitCode"),
+            ended_by=ended.get("reason", ""),
+            last_words=ended.get("message", ""),
+            ended=moment(ended.get("finishedAt")),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether its container will not run again."""
+        return self.gone or self.exit_code is not None or self.phase in ("Succeeded", "Failed")
+
+    def remembered(self) -> "Pod":
+        """The same pod after its deletion."""
+        return replace(self, gone=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A TunedModel."""
+
+    id: Identity
+    packed_spec: bytes
+    packed_status: bytes
+
+    @classmethod
+    def of(cls, body: Manifest) -> "Served":
+        """The view of a manifest."""
+        return cls(Identity.of(body), orjson.dumps(body.get("spec") or {}), orjson.dumps(body.get("status") or {}))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """As it was applied."""
+        spec: dict[str, Any] = orjson.loads(self.packed_spec)
+        return spec
+
+    @property
+    def raw_status(self) -> dict[str, Any]:
+        """As it is stored."""
+        status: dict[str, Any] = orjson.loads(self.packed_status)
+        return status
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """An engine's Deployment."""
+
+    id: Identity
+    digest: str  # of the manifest that we applied last
+    available: int
+
+    @classmethod
+    def of(cls, body: Manifest) -> "Deployed":
+        """The view of a manifest."""
+        annotations = body["metadata"].get("annotations") or {}
+        return cls(Identity.of(body), annotations.get(DIGEST_ANNOTATION, ""), (body.get("status") or {}).get("availableReplicas", 0))
+
+
+DIGEST_ANNOTATION = f"{names.GROUP}/applied"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One job with what belongs to it, at one moment.
+
+    Children that were deleted stay as memories (``gone``) until what they said is in the status: a stopped pod names its last checkpoint
+    in the moment before it vanishes.
+    """
+
+    job: Job
+    now: datetime
+    batches: tuple[Batch, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    model: Served | None = None
+    confirmed: bool = False  # read live just now: what is absent here is absent
+    foreign: frozenset[str] = field(default_factory=frozenset)  # names that we need and that belong to somebody else
+
+    def pod_of(self, batch: Batch) -> Pod | None:
+        """The pod of a batch Job; of several, the last."""
+        pods = [pod for pod in self.pods if pod.owner == batch.id.uid]
+        return max(pods, key=lambda pod: pod.id.created, default=None)
+
+    @property
+    def preparation(self) -> Batch | None:
+        """The Job that prepares the data."""
+        return next((batch for batch in self.batches if batch.role == names.Role.PREPARE), None)
+
+    @property
+    def attempts(self) -> tuple[Batch, ...]:
+        """The training Jobs, oldest first."""
+        found = (batch for batch in self.batches if batch.role == names.Role.TRAIN and batch.attempt > 0)
+        return tuple(sorted(found, key=lambda batch: batch.attempt))

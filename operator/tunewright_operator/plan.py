@@ -1,0 +1,142 @@
+"""What a pass over one job decides, and what the steps of the pass share while they decide it."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from tunewright_crds.errors import ADVICE, FailureCode
+from tunewright_crds.job import AttemptStatus, ErrorStatus, JobSpec, JobStatus
+from tunewright_crds.names import Condition, Phase, Reason
+from tunewright_crds.pod import PodConfig, Published, clean
+
+from tunewright_operator import builders
+from tunewright_operator.conditions import Truth, condition, set_condition
+from tunewright_operator.observed import Batch, Observed, read_status
+from tunewright_operator.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An Event for people. The same ``unique`` is told once, whatever crashes in between."""
+
+    reason: str
+    message: str
+    unique: str
+    warning: bool = False
+
+
+@dataclass
+class Plan:
+    """What is to be done, in this order: delete, create, publish, status, events."""
+
+    status: JobStatus
+    delete: list[Batch] = field(default_factory=list)
+    create: list[dict[str, Any]] = field(default_factory=list)
+    publish: dict[str, Any] | None = None
+    events: list[Told] = field(default_factory=list)
+    wake_at: datetime | None = None
+    delete_job: bool = False
+    doubtful: bool = False  # something is missing: look at the API server itself and decide again; nothing else of the plan counts
+
+
+@dataclass
+class Work:
+    """One pass over one job. Steps read ``seen`` and write ``plan``."""
+
+    seen: Observed
+    settings: Settings
+    plan: Plan
+    spec: JobSpec | None = None
+    artifact: Published | None = None  # what the last attempt published, heard in this pass
+    reached: int = 0  # its last step
+
+    @classmethod
+    def on(cls, seen: Observed, settings: Settings) -> "Work":
+        """The start of a pass: the status as it stands, nothing decided."""
+        return cls(seen, settings, Plan(read_status(seen.job.raw_status)))
+
+    @property
+    def now(self) -> datetime:
+        """The moment that the pass is made for."""
+        return self.seen.now
+
+    @property
+    def status(self) -> JobStatus:
+        """The status as it shall be."""
+        return self.plan.status
+
+    @property
+    def wanted(self) -> JobSpec:
+        """The typed spec, once it is read."""
+        if self.spec is None:
+            raise RuntimeError("the spec is used before it is read")
+        return self.spec
+
+    @property
+    def config(self) -> PodConfig:
+        """What the job's pods are told."""
+        return builders.pod_config(self.seen.job.id, self.wanted, self.settings)
+
+    @property
+    def attempt(self) -> AttemptStatus | None:
+        """The last attempt, ended or not."""
+        return self.status.attempts[-1] if self.status.attempts else None
+
+    def mark(self, type_: Condition, status: Truth, reason: str, message: str = "") -> None:
+        """Writes a condition."""
+        generation = self.seen.job.id.generation
+        set_condition(self.status.conditions, type_, status, reason=reason, message=message, generation=generation, now=self.now)
+
+    def reason_of(self, type_: Condition) -> str:
+        """The reason of a condition; empty where there is none."""
+        found = condition(self.status.conditions, type_)
+        return found.reason if found else ""
+
+    def tell(self, reason: str, message: str, *, unique: str, warning: bool = False) -> None:
+        """Adds an Event."""
+        uid = self.seen.job.id.uid[:8]
+        self.plan.events.append(Told(str(reason), clean(message), f"{uid}-{unique}".lower(), warning))
+
+    def wake(self, at: datetime) -> None:
+        """Asks for another pass at a time; the earliest wish holds."""
+        self.plan.wake_at = min(at, self.plan.wake_at or at)
+
+    def wake_in(self, seconds: float) -> None:
+        """Asks for another pass after some seconds."""
+        self.wake(self.now + timedelta(seconds=seconds))
+
+    def doubt(self) -> None:
+        """Asks to decide again on what the API server says live."""
+        self.plan.doubtful = True
+
+    def stop(self, batch: Batch) -> None:
+        """Deletes a batch Job with its pods; they get SIGTERM and time to save."""
+        if not batch.gone and not batch.id.deleting and batch not in self.plan.delete:
+            self.plan.delete.append(batch)
+
+    def still_running(self) -> list[Batch]:
+        """Batch Jobs that have, or may still start, a pod."""
+        return [batch for batch in self.seen.batches if not batch.finished]
+
+    def stop_all(self) -> bool:
+        """Stops whatever runs; True while something still does."""
+        running = self.still_running()
+        for batch in running:
+            self.stop(batch)
+        return bool(running)
+
+    def fail(self, code: FailureCode, message: str, param: str = "") -> None:
+        """Ends the job for good, with advice."""
+        self.status.error = ErrorStatus(code=code.value, message=clean(message), param=clean(param), advice=ADVICE[code])
+        self.end(Phase.FAILED)
+        self.mark(Condition.FAILED, "True", code.value, message)
+        self.tell(code.value, message, unique="failed", warning=True)
+
+    def end(self, phase: Phase) -> None:
+        """Makes a phase terminal."""
+        self.status.phase = phase
+        self.status.completion_time = self.now
+        self.status.requeue = None
+        if self.reason_of(Condition.TRAINING):
+            self.mark(Condition.TRAINING, "False", Reason.STOPPED if phase is not Phase.SUCCEEDED else Reason.SUCCEEDED)
+        self.stop_all()
