@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     command = commands.add_parser("images", parents=[named], help="build the project's images and import them")
     command.add_argument("--only", choices=images.NAMES, action="append", help="just this one; may be given again")
-    command.set_defaults(run=lambda asked: images.provide(asked.name, asked.only or images.DEFAULT))
+    command.set_defaults(run=run_images)
     return top
 
 
@@ -86,6 +86,11 @@ def run_logs(asked: argparse.Namespace) -> None:
     written = [asked.service] if asked.service else sorted(log.stem for log in at.logs.glob("*.log"))
     for service in written:
         print(f"==> {service} <==\n{log_tail(service, at)}\n")
+
+
+def run_images(asked: argparse.Namespace) -> None:
+    for image, reference in images.provide(asked.name, asked.only or images.DEFAULT).items():
+        print(f"{image:10} {reference}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def apiserver(at: Places, ports: Ports, addresses: Addresses | None) -> Service:
     if addresses:
         command += [
             *["--bind-address=0.0.0.0", f"--advertise-address={addresses.host}", f"--service-cluster-ip-range={addresses.services}"],
+            "--kubelet-preferred-address-types=InternalIP",  # the host does not know the node by its name
             f"--kubelet-client-certificate={config / 'kubelet-client.crt'}",
             f"--kubelet-client-key={config / 'kubelet-client.key'}",
         ]

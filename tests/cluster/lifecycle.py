@@ -102,8 +102,9 @@ def bring_up(cluster: Facts, at: Places) -> Facts:
     control_plane.prepare(at, Ports(**cluster.ports), addresses)
     if addresses:
         node.prepare(at, addresses)
-    pending = [service for service in all_services(cluster, at) if not (services.running(service.name, at) and services.works(service))]
-    for service in pending:
+    for service in all_services(cluster, at):
+        if services.running(service.name, at) and services.works(service):
+            continue
         with build.step(f"start {service.name}"):
             services.start(service, at)
             services.wait_ready(service, at)

@@ -7,7 +7,7 @@ clusters. Everything is gone with the namespace.
 import json
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from .build import locked, run
@@ -86,8 +86,9 @@ def remove(at: Places) -> None:
 def free_slot(*, prefer: int) -> int:
     """A slot whose block no address and no route of this machine touches."""
     taken = used_networks()
-    for slot in [prefer, *SLOTS]:
-        block = ip_network(f"10.{slot}.0.0/16")
+    slot: int
+    for slot in (prefer, *SLOTS):
+        block = IPv4Network(f"10.{slot}.0.0/16")
         if not any(block.overlaps(network) for network in taken):
             return slot
     raise ClusterError("no free 10.x.0.0/16 block between 10.100 and 10.199: stop other clusters with `python3 -m tests.cluster down`")

@@ -225,7 +225,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
 def corefile(at: Places, addresses: Addresses) -> str:
     """Only the cluster's names are known; others are denied at once instead of timing out."""
     return f"""\
-.:53 {{
+cluster.local:53 in-addr.arpa:53 {{
   bind {addresses.node}
   errors
   ready 127.0.0.1:8181
@@ -233,6 +233,9 @@ def corefile(at: Places, addresses: Addresses) -> str:
     kubeconfig {kubeconfig_of(at, "coredns")}
     ttl 2
   }}
+}}
+.:53 {{
+  bind {addresses.node}
   template ANY ANY . {{
     rcode NXDOMAIN
   }}
