@@ -290,9 +290,9 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
 
 
 def thread_count(cpu: str) -> int:
-    """Threads for a Kubernetes quantity of processors: whole ones, at least 1 (`1500m` gives 1)."""
+    """Threads for a Kubernetes quantity of processors, rounded up: `1500m` gives 2."""
     count = Decimal(cpu[:-1]) / 1000 if cpu.endswith("m") else Decimal(cpu)
-    return max(1, int(count))
+    return max(1, math.ceil(count))
 
 
 def _optimizer(weights: dict[str, torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:

@@ -1,0 +1,314 @@
+"""The model and its adapters, owned by one thread that gives every running request one step in turn.
+
+Nothing else touches the model: requests, loads and unloads are handed to the thread, so no lock guards a forward pass, no load meets one, and a
+long answer does not keep short ones waiting.
+"""
+
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+
+from tunewright_trainer.serve.protocol import ApiError, Options
+from tunewright_trainer.serve.text import TextStream
+
+log = logging.getLogger(__name__)
+
+MAX_RUNNING: Final = 8  # requests that hold a key-value cache at a time
+MAX_WAITING: Final = 64  # more are refused: they would time out before their turn
+PREFILL_TOKENS: Final = 512  # of a prompt read in one step: others get their turn between
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text; the last piece has a finish_reason, or an error. ``tokens`` counts the answer so far."""
+
+    text: str = ""
+    tokens: int = 0
+    finish_reason: str | None = None
+    error: Exception | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+@dataclass
+class Served:
+    """A model id: the base itself, or an adapter (``adapter`` is PEFT's name of it, never used twice) with its own chat template."""
+
+    id: str
+    template: str
+    version: str = ""
+    uri: str = ""
+    adapter: str | None = None
+    running: int = 0
+
+
+@dataclass
+class Request:
+    """One generation. ``emit`` is called in the engine's thread with each piece; ``cancelled`` is looked at before each step."""
+
+    served: Served
+    prompt: Sequence[int]
+    options: Options
+    stop_ids: frozenset[int]
+    emit: Callable[[Piece], None]
+    cancelled: bool = False
+    steps: Iterator[None] = field(init=False)
+
+
+class Engine:
+    """``network`` is a transformers causal model on its device; ``tokenizer`` belongs to it and to every adapter."""
+
+    def __init__(self, network: Any, tokenizer: Any, base: Served) -> None:
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.base = base
+        self.context = int(getattr(network.config, "max_position_embeddings", 0) or tokenizer.model_max_length)
+        self.adapters: dict[str, Served] = {}
+        self._peft: Any | None = None
+        self._active: str | None = None
+        self._numbers = itertools.count(1)
+        self._work: queue.SimpleQueue[Request | Callable[[], None] | None] = queue.SimpleQueue()
+        self._retired: list[Served] = []
+        self._open = 0
+        self._guard = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # What other threads call.
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being worked on."""
+        return self._thread.is_alive()
+
+    @property
+    def open_requests(self) -> int:
+        """Requests accepted and not finished."""
+        return self._open
+
+    def find(self, model: str) -> Served:
+        """The model of an id; `ApiError` 404."""
+        served = self.base if model == self.base.id else self.adapters.get(model)
+        if served is None:
+            raise ApiError(404, f"the model {model} does not exist", param="model", code="model_not_found")
+        return served
+
+    def submit(self, request: Request) -> None:
+        """Begin a generation; `ApiError` 503 where too many wait already."""
+        with self._guard:
+            if self._open >= MAX_RUNNING + MAX_WAITING:
+                raise ApiError(503, "too many requests are waiting; try again later", code="overloaded")
+            self._open += 1
+        self._work.put(request)
+
+    def load(self, name: str, folder: Path, *, version: str, uri: str, template: str) -> None:
+        """Serve an adapter under ``name``, in place of the one before; requests that run on that one finish on it. Raises what PEFT raises."""
+        self._do(lambda: self._load(name, folder, version=version, uri=uri, template=template))
+
+    def unload(self, name: str) -> None:
+        """Serve an adapter no longer; `ApiError` 404 where there is none."""
+        self._do(lambda: self._unload(name))
+
+    def close(self) -> None:
+        """End the thread; requests that still run get no more pieces."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _do(self, action: Callable[[], T]) -> T:
+        """The result of an action in the engine's thread."""
+        future: Future[T] = Future()
+
+        def act() -> None:
+            try:
+                future.set_result(action())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._work.put(act)
+        return future.result()
+
+    # What the engine's thread does.
+
+    def _run(self) -> None:
+        running: list[Request] = []
+        waiting: list[Request] = []
+        with torch.inference_mode():
+            while True:
+                while not self._work.empty() or not (running or waiting):
+                    work = self._work.get()
+                    if work is None:
+                        return
+                    if isinstance(work, Request):
+                        waiting += self._accepted(work)
+                    else:
+                        work()
+                while waiting and len(running) < MAX_RUNNING:
+                    running.append(waiting.pop(0))
+                running = [request for request in running if self._advance(request)]
+                self._drop_retired()
+
+    def _accepted(self, request: Request) -> list[Request]:
+        """The request, held to the adapter that its id means now: the one it was found with may have been replaced or unloaded meanwhile."""
+        request.steps = self._generate(request)
+        try:
+            request.served = self.find(request.served.id)
+        except ApiError as error:
+            request.emit(Piece(error=error))
+            self._close_one()
+            return []
+        request.served.running += 1
+        return [request]
+
+    def _close_one(self) -> None:
+        with self._guard:
+            self._open -= 1
+
+    def _advance(self, request: Request) -> bool:
+        """One step of a request; returns whether there are more."""
+        try:
+            if not request.cancelled:
+                next(request.steps)
+                return True
+        except StopIteration:
+            pass
+        except Exception as error:
+            log.exception("a generation failed")
+            request.emit(Piece(error=error))
+        request.served.running -= 1
+        self._close_one()
+        return False
+
+    def _generate(self, request: Request) -> Iterator[None]:
+        """The steps of a generation: the prompt in chunks, then a token each."""
+        from transformers import DynamicCache
+
+        options = request.options
+        cache = DynamicCache(config=self.network.config)
+        pick = Sampler(options, self.network.device)
+        text = TextStream(self.tokenizer, options.stops)
+        prompt = torch.tensor([list(request.prompt)], device=self.network.device)
+        logits = torch.empty(0)
+        for chunk in torch.split(prompt, PREFILL_TOKENS, dim=1):
+            logits = self._forward(request.served, chunk, cache)
+            yield
+        room = self.context - len(request.prompt)
+        most = min(room, options.max_tokens or room)
+        for count in range(1, most + 1):
+            token = pick(logits)
+            if token in request.stop_ids:
+                request.emit(Piece(text.rest(), count, "stop"))
+                return
+            shown = text.add(token)
+            if text.stopped:
+                request.emit(Piece(shown, count, "stop"))
+                return
+            if count == most:
+                break
+            if shown:
+                request.emit(Piece(shown, count))
+            logits = self._forward(request.served, torch.tensor([[token]], device=self.network.device), cache)
+            yield
+        request.emit(Piece(shown + text.rest(), most, "length"))
+
+    def _forward(self, served: Served, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Logits [vocabulary] of the token after ``ids``, in fp32; extends the cache."""
+        self._activate(served.adapter)
+        answer = self.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = answer.logits[0, -1].float()
+        return logits
+
+    def _activate(self, adapter: str | None) -> None:
+        if self._peft is None or adapter == self._active:
+            return
+        if adapter is None:
+            self._peft.base_model.disable_adapter_layers()
+        else:
+            if self._active is None:
+                self._peft.base_model.enable_adapter_layers()
+            self._peft.base_model.set_adapter(adapter)
+        self._active = adapter
+
+    def _load(self, name: str, folder: Path, *, version: str, uri: str, template: str) -> None:
+        from peft import PeftModel
+
+        adapter = f"a{next(self._numbers)}"
+        served = Served(id=name, template=template, version=version, uri=uri, adapter=adapter)
+        with torch.inference_mode(mode=False):  # weights made inside would be unusable outside
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self.network, folder, adapter_name=adapter)
+            else:
+                self._peft.load_adapter(folder, adapter)
+        self._peft.eval()
+        self._active = "?"  # loading may have switched
+        self._peft.base_model.enable_adapter_layers()
+        try:
+            self._probe(served)
+        except Exception:
+            self._delete(served)
+            raise
+        self._retire(self.adapters.get(name))
+        self.adapters[name] = served
+        log.info("serving %s %s", name, version)
+
+    def _probe(self, served: Served) -> None:
+        """One step must give numbers."""
+        from transformers import DynamicCache
+
+        first = torch.tensor([[self.tokenizer.eos_token_id or 0]], device=self.network.device)
+        logits = self._forward(served, first, DynamicCache(config=self.network.config))
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError("the adapter gives no finite logits")
+
+    def _unload(self, name: str) -> None:
+        if name not in self.adapters:
+            raise ApiError(404, f"the adapter {name} is not loaded", param="lora_name", code="model_not_found")
+        self._retire(self.adapters.pop(name))
+        log.info("no longer serving %s", name)
+
+    def _retire(self, served: Served | None) -> None:
+        if served is not None:
+            self._retired.append(served)
+
+    def _drop_retired(self) -> None:
+        for served in [served for served in self._retired if not served.running]:
+            self._retired.remove(served)
+            self._delete(served)
+
+    def _delete(self, served: Served) -> None:
+        if self._peft is not None and served.adapter in self._peft.peft_config:
+            self._peft.delete_adapter(served.adapter)
+            self._active = "?"  # deleting the active one switches to another
+
+
+class Sampler:
+    """Picks tokens: the likeliest at temperature 0, else by nucleus sampling (Holtzman et al. 2020) from a generator of the request's own."""
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        self._temperature = options.temperature
+        self._top_p = options.top_p
+        self._random = torch.Generator(device=device)
+        if options.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed(options.seed)
+
+    def __call__(self, logits: torch.Tensor) -> int:
+        """The token for ``logits`` [vocabulary]."""
+        if self._temperature == 0:
+            return int(logits.argmax())
+        likely, tokens = torch.softmax(logits / self._temperature, dim=-1).sort(descending=True)
+        before = likely.cumsum(dim=-1) - likely
+        likely = torch.where(before < self._top_p, likely, 0.0)  # the first one is always within
+        return int(tokens[torch.multinomial(likely, 1, generator=self._random)])
