@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import network, services
 from .build import run
-from .node import cgroup_hierarchies
+from .node import KERNEL, KERNEL_BEFORE, cgroup_hierarchies
 from .places import CHECKOUT, RUN_PREFIX, RUN_ROOT, Places
 
 KEPT = {"logs", "lock"}  # what `down` leaves of the state folder
@@ -30,7 +30,7 @@ def claim(at: Places) -> None:
 def destroy(at: Places) -> None:
     """End every process, unmount and remove everything of the cluster except its logs."""
     for name in services.known(at):
-        services.stop(name, at)
+        services.kill(name, at)  # at once: all that they would save is removed below
     kill_shims(at)
     kill_contained(at)
     unmount_below(at.run, at.state)
@@ -38,6 +38,8 @@ def destroy(at: Places) -> None:
         network.remove(at)
     remove_cgroups(at)
     remove_log_links(at)
+    remove_shim_sockets(at)
+    restore_kernel(at)
     shutil.rmtree(at.run, ignore_errors=True)
     if at.state.exists():
         for left in [entry for entry in at.state.iterdir() if entry.name not in KEPT]:
@@ -112,3 +114,20 @@ def remove_log_links(at: Places) -> None:
     for link in CONTAINER_LOGS.glob("*.log") if CONTAINER_LOGS.exists() else []:
         if link.is_symlink() and Path(os.readlink(link)).is_relative_to(at.logs):
             link.unlink()
+
+
+def remove_shim_sockets(at: Places) -> None:
+    """Shims listen below containerd's own folder whatever its configuration; each notes its socket beside its task."""
+    for note in (at.run / "containerd" / "io.containerd.runtime.v2.task").glob("*/*/address"):
+        Path(note.read_text().removeprefix("unix://")).unlink(missing_ok=True)
+
+
+def restore_kernel(at: Places) -> None:
+    """Give the kernel back the settings that a kubelet changes, once no cluster with a node is left."""
+    others = [slot for slot in RUN_ROOT.glob(f"{RUN_PREFIX}*/slot") if slot.parent != at.run]
+    if others or not KERNEL_BEFORE.exists():
+        return
+    for setting, value in json.loads(KERNEL_BEFORE.read_text()).items():
+        with contextlib.suppress(OSError):
+            (KERNEL / setting).write_text(value)
+    KERNEL_BEFORE.unlink()

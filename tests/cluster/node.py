@@ -9,7 +9,7 @@ from . import oci
 from .build import program_path, run
 from .control_plane import answers_on_node, kubeconfig_of, kubectl
 from .network import Addresses
-from .places import CHECKOUT, ClusterError, Places
+from .places import CHECKOUT, RUN_ROOT, ClusterError, Places
 from .services import Service
 
 NODE = "node"
@@ -17,6 +17,16 @@ GPUS = 8  # patched into the node's capacity, so that GPU requests are admitted 
 PAUSE_IMAGE = "localhost/tunewright/pause:1"
 RUNTIME_CLASS = "tunewright-dev"
 CGROUPS = Path("/sys/fs/cgroup")
+KERNEL = Path("/proc/sys")
+KUBELET_CHANGES = [
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+]
+KERNEL_BEFORE = RUN_ROOT / "tunewright-kernel.json"  # as it was before the first kubelet; shared by all clusters
 SOURCES = ["crds", "operator", "api", "trainer_image"]  # packages that the editable installation in .venv points to
 
 OBJECTS = f"""\
@@ -46,18 +56,26 @@ def prepare(at: Places, addresses: Addresses) -> None:
     at.config.mkdir(parents=True, exist_ok=True)
     for hierarchy in cgroup_hierarchies():
         (hierarchy / at.cgroup).mkdir(exist_ok=True)
+    if not KERNEL_BEFORE.exists():
+        write_json(KERNEL_BEFORE, {setting: (KERNEL / setting).read_text().strip() for setting in KUBELET_CHANGES})
     write_json(at.config / "dev-spec.json", dev_runtime_spec())
     write_json(at.config / "cni" / "10-tunewright.conflist", cni_network(at, addresses))
     write_json(at.config / "kubelet.json", kubelet_configuration(at, addresses))
     write_json(at.config / "kube-proxy.json", proxy_configuration(at, addresses))
-    (at.config / "resolv.conf").write_text(f"nameserver {addresses.node}\n")
-    (at.config / "containerd.toml").write_text(containerd_configuration(at))
-    (at.config / "Corefile").write_text(corefile(at, addresses))
+    write(at.config / "resolv.conf", f"nameserver {addresses.node}\n")
+    write(at.config / "containerd.toml", containerd_configuration(at))
+    write(at.config / "Corefile", corefile(at, addresses))
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    write(file, json.dumps(content, indent=2) + "\n")
+
+
+def write(file: Path, content: str) -> None:
+    """Write a file unless it holds just that already: kube-proxy ends when its configuration is written again."""
+    if not file.exists() or file.read_text() != content:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
 
 
 def cgroup_hierarchies() -> list[Path]:

@@ -107,13 +107,23 @@ def stop(name: str, at: Places) -> None:
     pid = own_pid(name, at)
     if pid is not None:
         signal_group(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while own_pid(name, at) is not None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_gone(name, at)
+    kill(name, at)
+
+
+def kill(name: str, at: Places) -> None:
+    """End the service's process group at once."""
+    pid = own_pid(name, at)
+    if pid is not None:
         signal_group(pid, signal.SIGKILL)
-        while own_pid(name, at) is not None and time.monotonic() < deadline + STOP_SECONDS:
-            time.sleep(0.05)
+        wait_gone(name, at)
     (at.pids / f"{name}.json").unlink(missing_ok=True)
+
+
+def wait_gone(name: str, at: Places) -> None:
+    deadline = time.monotonic() + STOP_SECONDS
+    while running(name, at) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
