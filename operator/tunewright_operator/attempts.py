@@ -8,7 +8,6 @@ from tunewright_crds.errors import FailureClass, FailureCode
 from tunewright_crds.job import MAX_ATTEMPTS_TOLD, AttemptStatus, Requeue
 from tunewright_crds.names import Condition, Phase, Reason
 from tunewright_crds.pod import Outcome
-
 from tunewright_operator import builders
 from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
 from tunewright_operator.observed import Batch, Pod
@@ -16,6 +15,8 @@ from tunewright_operator.plan import Work
 
 # A pod that outlives its Job is looked at again after so many seconds.
 _LOOK_AGAIN_SECONDS: Final = 5.0
+# What stands in the way of a child is tried again after so many seconds.
+OBSTACLE_SECONDS: Final = 10.0
 _FREE_ENDS: Final = frozenset({Reason.PREEMPTED, Reason.NODE_LOST, Reason.STOPPED})
 
 
@@ -57,7 +58,7 @@ def _take_in_unrecorded(work: Work) -> None:
 
 def _record(work: Work, number: int, start: datetime) -> None:
     work.status.attempts.append(
-        AttemptStatus(number=number, startTime=start, reason=Reason.RUNNING, microBatchHalvings=work.status.restarts.out_of_memory)
+        AttemptStatus(number=number, start_time=start, reason=Reason.RUNNING, micro_batch_halvings=work.status.restarts.out_of_memory)
     )
     del work.status.attempts[:-MAX_ATTEMPTS_TOLD]
     work.status.requeue = None
@@ -181,11 +182,13 @@ def spend(work: Work, verdict: Ending) -> None:
     else:
         work.fail(verdict.code or FailureCode.INTERNAL, verdict.message, verdict.param)
         return
-    work.status.requeue = Requeue(notBefore=work.now + timedelta(seconds=delay)) if delay else None
+    work.status.requeue = Requeue(not_before=work.now + timedelta(seconds=delay)) if delay else None
 
 
 def _free_delay(work: Work) -> float:
-    """A free end that follows another one without a step done in between waits, so that a pod that nobody can keep does not spin."""
+    """Seconds to wait after a free end. One that follows another one without a step done in between waits, so that a pod that nobody can keep does not spin."""
+    if not work.status.attempts:
+        return _backoff(work, work.status.restarts.free - 1) if work.status.restarts.free > 1 else 0.0
     in_a_row = 0
     for attempt in reversed(work.status.attempts):
         moved = (attempt.reached_step or 0) > (attempt.resumed_from_step or 0)
@@ -230,10 +233,10 @@ def train(work: Work) -> bool:
         dataset=dataset.digest if dataset else "",
         halvings=work.status.restarts.out_of_memory,
     )
-    if manifest["metadata"]["name"] in work.seen.foreign:
-        name = manifest["metadata"]["name"]
-        work.mark(Condition.TRAINING, "False", Reason.STARTING, f"a Job named {name} stands in the way that is not ours; delete it to go on")
-        work.wake_in(_LOOK_AGAIN_SECONDS)
+    obstacle = work.seen.obstacles.get(manifest["metadata"]["name"])
+    if obstacle:
+        work.mark(Condition.TRAINING, "False", Reason.STARTING, obstacle)
+        work.wake_in(OBSTACLE_SECONDS)
         return True
     if number > 1:
         work.plan.create.append(builders.config_map(work.config, job))

@@ -5,12 +5,12 @@ import math
 from typing import Any, Final
 
 import orjson
+
 from tunewright_crds import names
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
 from tunewright_crds.tuned_model import Artifact, Base, Kind, ModelSource, Serving, TunedModelSpec
-
 from tunewright_operator.observed import Identity
 from tunewright_operator.settings import Settings
 
@@ -141,7 +141,11 @@ def _pod(config: PodConfig, job: Identity, settings: Settings, *, role: Role, ar
         {"name": "progress", "mountPath": names.PROGRESS_TOKEN.rsplit("/", 1)[0], "readOnly": True},
     ]
     container = _container(
-        "trainer", wanted.image or settings.trainer_image, settings, arguments=arguments, resources=resources(wanted.cpu, wanted.memory, wanted.gpu_resource, gpus)
+        "trainer",
+        wanted.image or settings.trainer_image,
+        settings,
+        arguments=arguments,
+        resources=resources(wanted.cpu, wanted.memory, wanted.gpu_resource, gpus),
     )
     return {
         "restartPolicy": "Never",
@@ -149,7 +153,9 @@ def _pod(config: PodConfig, job: Identity, settings: Settings, *, role: Role, ar
         **pod_safety(),
         **_present(
             nodeSelector=wanted.node_selector,
-            tolerations=[toleration.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True) for toleration in wanted.tolerations],
+            tolerations=[
+                toleration.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True) for toleration in wanted.tolerations
+            ],
             priorityClassName=wanted.priority_class_name if role is Role.TRAIN else "",
             serviceAccountName=wanted.service_account_name,
             runtimeClassName=settings.trainer_runtime_class if gpus else "",
@@ -235,7 +241,7 @@ def _present(**fields: Any) -> Manifest:
 def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: str, serving: Serving) -> Manifest:
     """The published model. It belongs to nobody: deleting the job keeps it."""
     spec = TunedModelSpec(
-        base=Base(uri=config.spec.model.uri, credentialsSecret=config.spec.model.credentials_secret),
+        base=Base(uri=config.spec.model.uri, credentials_secret=config.spec.model.credentials_secret),
         kind=Kind(artifact.kind),
         artifact=Artifact(uri=artifact.uri, digest=artifact.digest),
         version=config.version,
@@ -243,7 +249,7 @@ def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: s
             job=config.job.name,
             uid=config.job.uid,
             step=step,
-            datasetDigest=dataset,
+            dataset_digest=dataset,
             licenses=sorted({source.license for source in config.spec.dataset.sources if source.license}),
         ),
         serving=serving,
@@ -264,7 +270,17 @@ def serving_pod(
     *, base: str, namespace: str, model_id: str, credentials: str, cpu: str, memory: str, gpus: int, settings: Settings
 ) -> Manifest:
     """The pod of an engine. ``model_id``: the one model that it serves; empty: the base with adapters."""
-    arguments = ["serve", "--base", base, "--namespace", namespace, "--bucket", settings.storage_bucket, "--region", settings.storage_region]
+    arguments = [
+        "serve",
+        "--base",
+        base,
+        "--namespace",
+        namespace,
+        "--bucket",
+        settings.storage_bucket,
+        "--region",
+        settings.storage_region,
+    ]
     arguments += ["--port", str(names.ENGINE_PORT)]
     for flag, value in (("--prefix", settings.storage_prefix), ("--endpoint", settings.storage_endpoint), ("--model-id", model_id)):
         arguments += [flag, value] if value else []
@@ -272,7 +288,9 @@ def serving_pod(
         {names.STORAGE_CREDENTIALS: settings.storage_secret} | ({names.MODEL_CREDENTIALS: credentials} if credentials else {})
     )
     probe = {"httpGet": {"path": "/health", "port": names.ENGINE_PORT}, "timeoutSeconds": 5}
-    container = _container("engine", settings.trainer_image, settings, arguments=arguments, resources=resources(cpu, memory, "nvidia.com/gpu", gpus))
+    container = _container(
+        "engine", settings.trainer_image, settings, arguments=arguments, resources=resources(cpu, memory, "nvidia.com/gpu", gpus)
+    )
     return {
         "terminationGracePeriodSeconds": 30,
         **pod_safety(),
@@ -299,7 +317,13 @@ def event(about: Identity, *, kind: str, reason: str, message: str, warning: boo
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"name": f"{about.name[:200]}.{unique}", "namespace": about.namespace},
-        "involvedObject": {"apiVersion": names.API_VERSION, "kind": kind, "name": about.name, "namespace": about.namespace, "uid": about.uid},
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": kind,
+            "name": about.name,
+            "namespace": about.namespace,
+            "uid": about.uid,
+        },
         "reason": reason,
         "message": message[:1024],
         "type": "Warning" if warning else "Normal",

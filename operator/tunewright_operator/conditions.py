@@ -27,7 +27,12 @@ def set_condition(
     before = condition(conditions, type_)
     since = before.last_transition_time if before and before.status == status else now
     after = ConditionStatus(
-        type=str(type_), status=status, reason=str(reason), message=clean(message), observed_generation=generation, last_transition_time=since
+        type=str(type_),
+        status=status,
+        reason=str(reason),
+        message=clean(message),
+        observed_generation=generation,
+        last_transition_time=since,
     )
     if before is None:
         conditions.append(after)

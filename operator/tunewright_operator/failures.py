@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Final
 
 from pydantic import ValidationError
+
 from tunewright_crds.errors import ExitCode, FailureClass, FailureCode, failure_class
 from tunewright_crds.names import Reason
 from tunewright_crds.pod import MAX_TERMINATION_BYTES, Outcome, clean
-
 from tunewright_operator.observed import Pod
 
 # Exit codes above 128 are 128 + signal; these two signals come from outside the program.
@@ -21,7 +21,17 @@ _SIGKILL, _SIGTERM = 137, 143
 _NODE_GONE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 # The kubelet refused the pod before anything ran; another node, or the same one later, may take it.
 _NOT_ADMITTED: Final = frozenset(
-    {"UnexpectedAdmissionError", "OutOfcpu", "OutOfmemory", "OutOfpods", "NodeAffinity", "NodePorts", "NodeShutdown", "Terminated", "Shutdown"}
+    {
+        "UnexpectedAdmissionError",
+        "OutOfcpu",
+        "OutOfmemory",
+        "OutOfpods",
+        "NodeAffinity",
+        "NodePorts",
+        "NodeShutdown",
+        "Terminated",
+        "Shutdown",
+    }
 )
 _IMAGE_TROUBLE: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
 _CONFIG_TROUBLE: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})

@@ -4,13 +4,14 @@ A view keeps what decisions need and drops the rest, so that ten thousand jobs f
 in their ownerReferences; labels are for finding only, anybody can write them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
+
 from tunewright_crds import names
 from tunewright_crds.job import JobStatus
 
@@ -85,7 +86,7 @@ class Job:
         return status
 
 
-_STATUS_FIELDS = {(field.alias or name): TypeAdapter(field.annotation) for name, field in JobStatus.model_fields.items()}
+_STATUS_FIELDS = {(field.alias or name): TypeAdapter[Any](field.annotation) for name, field in JobStatus.model_fields.items()}
 
 
 def read_status(raw: Manifest) -> JobStatus:
@@ -171,7 +172,7 @@ class Pod:
         conditions = {entry["type"]: entry for entry in status.get("conditions") or () if "type" in entry}
         disrupted = conditions.get("DisruptionTarget", {})
         scheduled = conditions.get("PodScheduled", {})
-        containers = status.get("containerStatuses") or ({},)
+        containers: Sequence[Manifest] = status.get("containerStatuses") or ({},)
         state = containers[0].get("state") or {}
         waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
         return cls(
@@ -262,7 +263,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     model: Served | None = None
     confirmed: bool = False  # read live just now: what is absent here is absent
-    foreign: frozenset[str] = field(default_factory=frozenset)  # names that we need and that belong to somebody else
+    obstacles: Mapping[str, str] = field(default_factory=dict)  # children that could not be made: name, why
 
     def pod_of(self, batch: Batch) -> Pod | None:
         """The pod of a batch Job; of several, the last."""

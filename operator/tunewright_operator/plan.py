@@ -8,7 +8,6 @@ from tunewright_crds.errors import ADVICE, FailureCode
 from tunewright_crds.job import AttemptStatus, ErrorStatus, JobSpec, JobStatus
 from tunewright_crds.names import Condition, Phase, Reason
 from tunewright_crds.pod import PodConfig, Published, clean
-
 from tunewright_operator import builders
 from tunewright_operator.conditions import Truth, condition, set_condition
 from tunewright_operator.observed import Batch, Observed, read_status

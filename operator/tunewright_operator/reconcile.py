@@ -9,19 +9,18 @@ from datetime import timedelta
 from typing import Final
 
 from pydantic import ValidationError
+
+from tunewright_crds import names
 from tunewright_crds.errors import FailureClass, FailureCode
 from tunewright_crds.job import ModelStatus, read_spec
 from tunewright_crds.names import Condition, Phase, Reason
 from tunewright_crds.tuned_model import Serving
-
 from tunewright_operator import builders
-from tunewright_operator.attempts import deadline, hear_attempts, past_deadline, spend, train, waits_for_its_turn
+from tunewright_operator.attempts import OBSTACLE_SECONDS, deadline, hear_attempts, past_deadline, spend, train, waits_for_its_turn
 from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
 from tunewright_operator.observed import Batch, Observed
 from tunewright_operator.plan import Plan, Work
 from tunewright_operator.settings import Settings
-
-_LOOK_AGAIN_SECONDS: Final = 5.0
 
 
 def reconcile(seen: Observed, settings: Settings) -> Plan:
@@ -30,7 +29,7 @@ def reconcile(seen: Observed, settings: Settings) -> Plan:
     for step in STEPS:
         if step(work):
             break
-    if not work.plan.doubtful:
+    if not work.plan.doubtful and not seen.job.id.deleting:
         work.status.observed_generation = seen.job.id.generation
     return work.plan
 
@@ -236,9 +235,10 @@ def prepare(work: Work) -> bool:
         return True
     manifest = builders.prepare_job(work.config, job, work.settings)
     name = manifest["metadata"]["name"]
-    if name in work.seen.foreign:
-        work.mark(Condition.DATA_READY, "False", Reason.STARTING, f"a Job named {name} stands in the way that is not ours; delete it to go on")
-        work.wake_in(_LOOK_AGAIN_SECONDS)
+    obstacle = work.seen.obstacles.get(name) or work.seen.obstacles.get(names.config_name(job.name, job.uid))
+    if obstacle:
+        work.mark(Condition.DATA_READY, "False", Reason.STARTING, obstacle)
+        work.wake_in(OBSTACLE_SECONDS)
         return True
     work.plan.create += [builders.config_map(work.config, job), manifest]
     work.mark(Condition.DATA_READY, "False", Reason.VALIDATING_DATA, "the data is being prepared")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
 from tunewright_crds.pod import StorageSettings
 
 
@@ -25,7 +26,9 @@ class Settings(BaseSettings):
     progress_url: str = Field("", description="Where training pods report progress. Empty: nowhere.")
 
     namespaces: str = Field("", description="Namespaces to work in, joined by commas. Empty: all.")
-    lease_namespace: str = Field("tunewright", description="The platform's own namespace: the Lease lives there, and engines admit its pods.")
+    lease_namespace: str = Field(
+        "tunewright", description="The platform's own namespace: the Lease lives there, and engines admit its pods."
+    )
     lease_name: str = Field("tunewright-operator", description="Name of the Lease that makes one replica the leader.")
     identity: str = Field(default_factory=socket.gethostname, description="Name of this replica in the Lease. Default: the pod's name.")
 

@@ -1,0 +1,167 @@
+"""What was last seen of each object, fed by watch events, by the answers to our own writes, and by full lists.
+
+Whatever comes in a different order, the newest wins. A watch that was cut may have missed deletions: lists mend that.
+"""
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from tunewright_operator.observed import Batch, Deployed, Identity, Job, Observed, Pod, Served
+
+Key = tuple[str, str]  # namespace, name
+
+
+class _View(Protocol):
+    @property
+    def id(self) -> Identity: ...
+
+
+V = TypeVar("V", bound=_View)
+
+
+class Shelf(Generic[V]):
+    """The last views of one kind, by namespace and name."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[Key, V] = {}
+
+    def put(self, view: V) -> bool:
+        """Keeps a view unless a newer one of the same object is there; True if something changed."""
+        key = (view.id.namespace, view.id.name)
+        before = self.by_key.get(key)
+        if before and before.id.resource_version >= view.id.resource_version and view.id.resource_version:
+            return False
+        self.by_key[key] = view
+        return True
+
+    def drop(self, identity: Identity) -> V | None:
+        """Forgets an object; another one of its name stays."""
+        key = (identity.namespace, identity.name)
+        held = self.by_key.get(key)
+        if held is None or held.id.uid != identity.uid:
+            return None
+        return self.by_key.pop(key)
+
+
+class Stores:
+    """All that the operator remembers. It grows with the objects that exist, never with history."""
+
+    def __init__(self) -> None:
+        self.jobs: Shelf[Job] = Shelf()
+        self.batches: Shelf[Batch] = Shelf()
+        self.pods: Shelf[Pod] = Shelf()
+        self.models: Shelf[Served] = Shelf()
+        self.deployments: Shelf[Deployed] = Shelf()
+        # Children by the UID of their owner, by their own UID; with memories of the deleted.
+        self._job_keys: dict[str, Key] = {}
+        self._batches_of: dict[str, dict[str, Batch]] = {}
+        self._owner_of_batch: dict[str, str] = {}
+        self._pods_of: dict[str, dict[str, Pod]] = {}
+        self._pods_of_engine: dict[Key, dict[str, Pod]] = {}
+
+    def observe(self, key: Key, *, now: datetime, confirmed: bool = False, obstacles: Mapping[str, str] | None = None) -> Observed | None:
+        """A job with what belongs to it; None if there is no such job."""
+        job = self.jobs.by_key.get(key)
+        if job is None:
+            return None
+        batches = _one_of_each_name(self._batches_of.get(job.id.uid, {}).values())
+        pods = tuple(pod for batch in batches for pod in self._pods_of.get(batch.id.uid, {}).values())
+        return Observed(job, now, batches, pods, self.models.by_key.get((key[0], model_name(job))), confirmed, obstacles or {})
+
+    def put_job(self, job: Job) -> bool:
+        """Keeps a job."""
+        if not self.jobs.put(job):
+            return False
+        self._job_keys[job.id.uid] = (job.id.namespace, job.id.name)
+        return True
+
+    def drop_job(self, identity: Identity) -> None:
+        """Forgets a job with every memory of its children."""
+        self.jobs.drop(identity)
+        self._job_keys.pop(identity.uid, None)
+        for batch in list(self._batches_of.get(identity.uid, {}).values()):
+            if batch.gone:
+                self._forget_batch(batch)
+
+    def put_batch(self, batch: Batch) -> bool:
+        """Keeps a batch Job."""
+        if not self.batches.put(batch):
+            return False
+        self._batches_of.setdefault(batch.owner, {})[batch.id.uid] = batch
+        self._owner_of_batch[batch.id.uid] = batch.owner
+        return True
+
+    def drop_batch(self, identity: Identity) -> Batch | None:
+        """Remembers a batch Job as deleted, as long as its job is there."""
+        batch = self.batches.drop(identity)
+        if batch and batch.owner in self._job_keys:
+            self._batches_of.setdefault(batch.owner, {})[identity.uid] = batch.remembered()
+        elif batch:
+            self._forget_batch(batch)
+        return batch
+
+    def forget_the_told(self, job: Job, *, told: Collection[str]) -> None:
+        """Drops the memories of children whose end is in the status (``told``: names of batch Jobs)."""
+        for batch in list(self._batches_of.get(job.id.uid, {}).values()):
+            if batch.gone and batch.id.name in told:
+                self._forget_batch(batch)
+
+    def put_pod(self, pod: Pod) -> bool:
+        """Keeps a pod."""
+        if not self.pods.put(pod):
+            return False
+        if pod.engine:
+            self._pods_of_engine.setdefault((pod.id.namespace, pod.engine), {})[pod.id.uid] = pod
+        else:
+            self._pods_of.setdefault(pod.owner, {})[pod.id.uid] = pod
+        return True
+
+    def drop_pod(self, identity: Identity) -> Pod | None:
+        """Remembers a pod as deleted, with its last words, as long as its batch Job is there or remembered."""
+        pod = self.pods.drop(identity)
+        if pod is None:
+            return None
+        if pod.engine:
+            self._pods_of_engine.get((pod.id.namespace, pod.engine), {}).pop(identity.uid, None)
+        elif pod.owner in self._owner_of_batch:
+            self._pods_of[pod.owner][identity.uid] = pod.remembered()
+        else:
+            self._pods_of.pop(pod.owner, None)
+        return pod
+
+    def job_of_pod(self, pod: Pod) -> Key | None:
+        """The key of the job that a pod works for."""
+        return self._job_keys.get(self._owner_of_batch.get(pod.owner, ""))
+
+    def job_of_batch(self, batch: Batch) -> Key | None:
+        """The key of the job that a batch Job belongs to."""
+        return self._job_keys.get(batch.owner)
+
+    def engine_pods(self, key: Key) -> tuple[Pod, ...]:
+        """The pods of an engine."""
+        return tuple(self._pods_of_engine.get(key, {}).values())
+
+    def _forget_batch(self, batch: Batch) -> None:
+        held = self._batches_of.get(batch.owner, {})
+        held.pop(batch.id.uid, None)
+        if not held:
+            self._batches_of.pop(batch.owner, None)
+        self._owner_of_batch.pop(batch.id.uid, None)
+        for pod in self._pods_of.pop(batch.id.uid, {}).values():
+            self.pods.drop(pod.id)
+
+
+def _one_of_each_name(batches: Collection[Batch]) -> tuple[Batch, ...]:
+    """Of several Jobs that had one name in turn, the last; one that is still there counts more than a memory."""
+    newest: dict[str, Batch] = {}
+    for batch in sorted(batches, key=lambda batch: (not batch.gone, batch.id.resource_version)):
+        newest[batch.id.name] = batch
+    return tuple(newest.values())
+
+
+def model_name(job: Job) -> str:
+    """Name of the TunedModel that a job publishes; its own where the spec says nothing sensible."""
+    output = job.spec.get("output")
+    wanted = output.get("modelName") if isinstance(output, dict) else ""
+    return wanted if isinstance(wanted, str) and wanted else job.id.name
