@@ -1,0 +1,132 @@
+"""The command line. What is heavy is imported by the verb that needs it, so that help comes at once."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunewright_crds import names
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_trainer.process import ending
+
+app = typer.Typer(name="tunewright-trainer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+log = logging.getLogger(__name__)
+
+Config = Annotated[Path, typer.Option(help="The job's resolved config, as the operator mounts it.")]
+Manifest = Annotated[
+    Path, typer.Argument(help="An InstructionTuningJob; addresses in it may be paths of this machine.", show_default=False)
+]
+Output = Annotated[Path, typer.Option(help="Folder for everything that is made.", show_default=False)]
+
+
+@app.command()
+def prepare(
+    manifest: Annotated[Path | None, typer.Argument(help="An InstructionTuningJob, to prepare its data on this machine.")] = None,
+    config: Annotated[Path | None, typer.Option(help="In a pod: the job's resolved config.")] = None,
+    output: Annotated[Path | None, typer.Option(help="With a manifest: the folder to write to.")] = None,
+) -> None:
+    """Check, clean, tokenise and pack a job's data. In a pod by --config; on one machine with a manifest and --output."""
+    with ending("prepare", quote_errors=False) as end:
+        if config is not None and manifest is None and output is None:
+            end.outcome = _prepare_in_pod(config)
+        elif manifest is not None and output is not None and config is None:
+            end.outcome = _prepare_here(manifest, output)
+        else:
+            raise Refusal(FailureCode.CONFIG_INVALID, "give either --config FILE, or a manifest and --output DIR")
+
+
+def _prepare_in_pod(path: Path) -> Outcome:
+    from tunewright_trainer import prepare as preparing
+    from tunewright_trainer.config import load_pod_config
+    from tunewright_trainer.storage import open_store
+
+    config = load_pod_config(path)
+    return preparing.run(config, work=Path(names.SCRATCH), store=open_store(config.storage))
+
+
+def _prepare_here(manifest: Path, output: Path) -> Outcome:
+    from tunewright_trainer import prepare as preparing
+    from tunewright_trainer.config import load_manifest
+    from tunewright_trainer.storage import LocalStore
+
+    config = load_manifest(manifest)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tunewright-") as work:
+        outcome = preparing.run(config, work=Path(work), store=LocalStore(output), key="")
+    _tell_data(outcome, output)
+    return outcome
+
+
+@app.command()
+def train(
+    attempt: Annotated[int, typer.Option(min=1, help="Number of the attempt.")],
+    dataset: Annotated[str, typer.Option(help="Digest of the prepared data.")],
+    config: Config = Path(names.CONFIG_FILE),
+    halvings: Annotated[int, typer.Option(min=0, help="How often the micro-batch is halved, after running out of memory.")] = 0,
+) -> None:
+    """Train on prepared data, going on from the newest checkpoint, and publish the model."""
+    with ending("train") as end:
+        from tunewright_trainer import train as training
+        from tunewright_trainer.config import load_pod_config
+        from tunewright_trainer.storage import open_store
+
+        job = load_pod_config(config)
+        store = open_store(job.storage)
+        end.outcome = training.run(job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=Path(names.SCRATCH), store=store)
+
+
+@app.command()
+def serve(
+    base: Annotated[str, typer.Option(help="Folder of the model to serve: s3://...")],
+    namespace: Annotated[str, typer.Option(help="Namespace whose adapters may be loaded.")],
+    bucket: Annotated[str, typer.Option(help="The platform's bucket.")],
+    prefix: Annotated[str, typer.Option(help="Prefix in the bucket.")] = "",
+    endpoint: Annotated[str, typer.Option(help="Address of the object storage; empty: AWS.")] = "",
+    region: Annotated[str, typer.Option(help="Region of the bucket.")] = "us-east-1",
+    model_id: Annotated[str, typer.Option(help="Name under which a whole tuned model answers.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = names.ENGINE_PORT,
+) -> None:
+    """Serve a base model and the adapters that are loaded into it, with OpenAI's API."""
+    with ending("serve"):
+        from tunewright_crds.pod import StorageSettings
+        from tunewright_trainer import serve as serving
+
+        storage = StorageSettings(bucket=bucket, prefix=prefix, endpoint=endpoint, region=region)
+        serving.run(base=base, namespace=namespace, storage=storage, model_id=model_id, port=port, work=Path(names.SCRATCH))
+
+
+@app.command()
+def run(manifest: Manifest, output: Output) -> None:
+    """Prepare, train and publish on this machine, with the manifest that a cluster would be given. Run again, it goes on from its checkpoints."""
+    with ending("run") as end:
+        from tunewright_trainer.config import load_manifest
+
+        end.outcome = _run_here(load_manifest(manifest), output)
+
+
+def _run_here(config: PodConfig, output: Path) -> Outcome:
+    from tunewright_trainer import prepare as preparing
+    from tunewright_trainer import train as training
+    from tunewright_trainer.storage import LocalStore
+
+    output.mkdir(parents=True, exist_ok=True)
+    store = LocalStore(output)
+    with tempfile.TemporaryDirectory(prefix="tunewright-") as work:
+        prepared = preparing.run(config, work=Path(work), store=store)
+        assert prepared.dataset is not None
+        outcome = training.run(config, attempt=1, dataset_digest=prepared.dataset.digest, halvings=0, work=Path(work), store=store)
+    outcome.dataset = prepared.dataset
+    _tell_data(outcome, output)
+    if outcome.artifact:
+        typer.echo(f"model: {outcome.artifact.uri} ({outcome.artifact.kind})")
+    return outcome
+
+
+def _tell_data(outcome: Outcome, output: Path) -> None:
+    data = outcome.dataset
+    if data:
+        typer.echo(f"data: {data.train_examples} train, {data.validation_examples} validation, {data.test_examples} test examples")
+        typer.echo(f"report: {data.report_uri or output}")

@@ -1,0 +1,100 @@
+"""What preparing needs of the base model, and the mistakes in it that can be found before a GPU is asked for. Weights are not downloaded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.pod import PodConfig
+from tunewright_trainer.storage import ObjectMissing, Place, fetch_files, open_model
+from tunewright_trainer.storage.folders import sha256_of
+
+PARAM: Final = "spec.model.uri"
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# Each is as long as a tokenizer and its settings may need, and no weights.
+_SMALL: Final = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model's config and tokenizer on this machine."""
+
+    folder: Path
+    config: dict[str, Any]
+    hashes: dict[str, str]
+
+    @property
+    def context(self) -> int | None:
+        """Longest text in tokens that its positions allow, if it says."""
+        inner = self.config.get("text_config")
+        both = {**(inner if isinstance(inner, dict) else {}), **self.config}
+        found = [both[key] for key in _CONTEXT_KEYS if isinstance(both.get(key), int) and both[key] > 0]
+        return found[0] if found else None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many token ids it has, if it says."""
+        size = self.config.get("vocab_size")
+        return size if isinstance(size, int) else None
+
+
+def fetch_base_model(config: PodConfig, folder: Path) -> BaseModel:
+    """Check the files of the job's base model and bring the small ones here.
+
+    Raises `Refusal`: ModelNotFound, ModelUnsafe (only pickles), ModelUnsupported.
+    """
+    place = open_model(config)
+    names = _names(place)
+    _check_names(place, names)
+    wanted = sorted(name for name in names if name.endswith(_SMALL) and not name.endswith(".safetensors.index.json"))
+    if place.local is not None:
+        folder = place.local
+    else:
+        top = place.key.rstrip("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch_files(place.store, [f"{top}/{name}" if top else name for name in wanted], folder)
+    return BaseModel(folder, _config(folder), {name: sha256_of(folder / name) for name in wanted})
+
+
+def check_causal(model: BaseModel) -> None:
+    """Refuse a model that is not a causal language model known to transformers."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = model.config.get("model_type")
+    if model.config.get("is_encoder_decoder") or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        named = f"model_type {str(kind)[:64]!r}" if kind else "a config.json without model_type"
+        raise Refusal(
+            FailureCode.MODEL_UNSUPPORTED,
+            f"{named} is no causal language model that transformers knows without the model's own code",
+            param=PARAM,
+        )
+
+
+def _names(place: Place) -> set[str]:
+    """Names of the files in the folder itself; files in folders below are no part of a model."""
+    top = place.key.rstrip("/")
+    return {name for info in place.files() if "/" not in (name := info.key.removeprefix(f"{top}/" if top else ""))}
+
+
+def _check_names(place: Place, names: set[str]) -> None:
+    if not any(name.endswith(".safetensors") for name in names):
+        if any(name.endswith(PICKLES) for name in names):
+            raise Refusal(FailureCode.MODEL_UNSAFE, f"{place.uri} holds pickled weights and no *.safetensors", param=PARAM)
+        raise ObjectMissing(FailureCode.MODEL_NOT_FOUND, f"{place.uri} holds no *.safetensors", param=PARAM)
+    if "config.json" not in names:
+        raise ObjectMissing(FailureCode.MODEL_NOT_FOUND, f"{place.uri} holds no config.json", param=PARAM)
+    if not names.intersection(_TOKENIZERS):
+        raise ObjectMissing(FailureCode.MODEL_NOT_FOUND, f"{place.uri} holds no tokenizer ({', '.join(_TOKENIZERS)})", param=PARAM)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Refusal(FailureCode.MODEL_UNSUPPORTED, "config.json is not JSON", param=PARAM) from error
+    if not isinstance(config, dict):
+        raise Refusal(FailureCode.MODEL_UNSUPPORTED, "config.json is no object", param=PARAM)
+    return config

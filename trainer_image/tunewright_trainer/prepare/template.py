@@ -1,0 +1,100 @@
+"""Chat templates: which one a job uses, and the one way in which preparing and serving turn a conversation into tokens."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tunewright_crds.errors import FailureCode, Refusal
+
+DEFAULT_CHAT_TEMPLATE: Final = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+class Unrenderable(Exception):
+    """The template refuses this conversation, as templates do with roles that they have no place for."""
+
+
+def chat_template(folder: Path, job_template: str = "") -> str:
+    """The template of a model in `folder`: the job's, else the model's own, else `DEFAULT_CHAT_TEMPLATE`. Loads no library."""
+    if job_template:
+        return job_template
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    own = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
+    if isinstance(own, list):  # several by name, of which one is for plain conversations
+        own = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}.get("default")
+    return own if isinstance(own, str) and own else DEFAULT_CHAT_TEMPLATE
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model's folder; no code of the model's own is run."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise Refusal(FailureCode.MODEL_UNSUPPORTED, f"the tokenizer cannot be loaded: {reason}", param="spec.model.uri") from error
+
+
+def render(tokenizer: Any, messages: Sequence[Message], template: str, *, generation_prompt: bool) -> str:
+    """The text of a conversation; with `generation_prompt` up to where the model goes on as the assistant."""
+    import jinja2
+
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=generation_prompt
+        )
+    except (jinja2.TemplateError, TypeError, KeyError, ValueError, IndexError) as error:
+        raise Unrenderable from error
+    return text
+
+
+def render_prompt_ids(tokenizer: Any, messages: Sequence[Message], template: str) -> list[int]:
+    """Token ids of the prompt that asks the model for the next assistant message. Training rows begin with exactly these."""
+    return tokenize(tokenizer, [render(tokenizer, messages, template, generation_prompt=True)])[0]
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of rendered texts. Nothing is added: the template has written every special token."""
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return ids
+
+
+def end_of_turn(tokenizer: Any, template: str) -> str:
+    """The text with which the template ends an assistant's message, without white space; empty where it writes none."""
+    question: Message = {"role": "user", "content": "question"}
+    answer: Message = {"role": "assistant", "content": "answer"}
+    whole = render(tokenizer, [question, answer], template, generation_prompt=False)
+    return whole.rpartition("answer")[2].strip()
+
+
+def end_of_turn_ids(tokenizer: Any, template: str) -> list[int]:
+    """Token ids after which an answer is complete: the end-of-turn marker, which may be several tokens, else the end-of-text token."""
+    marker = end_of_turn(tokenizer, template)
+    if marker:
+        return tokenize(tokenizer, [marker])[0]
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
+def needs_end_of_text(tokenizer: Any, template: str) -> bool:
+    """Whether an answer's end is no single special token, so that engines which stop at the end-of-text token only would not stop."""
+    marker = end_of_turn_ids(tokenizer, template) if end_of_turn(tokenizer, template) else []
+    return tokenizer.eos_token_id is not None and not (len(marker) == 1 and marker[0] in tokenizer.all_special_ids)
+
+
+def check_template(tokenizer: Any, template: str, *, own: bool) -> None:
+    """Refuse a template that cannot render the plainest conversation. `own`: it is the job's, not the model's."""
+    try:
+        end_of_turn(tokenizer, template)
+    except Unrenderable as error:
+        reason = (str(error.__cause__).splitlines() or [""])[0][:300]
+        code, param = (FailureCode.CONFIG_INVALID, "spec.model.chatTemplate") if own else (FailureCode.MODEL_UNSUPPORTED, "spec.model.uri")
+        raise Refusal(code, f"the chat template cannot render a question and its answer: {reason}", param=param) from error
