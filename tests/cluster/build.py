@@ -73,6 +73,7 @@ def everything() -> None:
     for program in ("kube", "pause", *MODULES):
         program_path(program)
     link_tools()
+    print("         every program is there", flush=True)
 
 
 def packages(wanted: dict[str, str]) -> None:
@@ -123,7 +124,7 @@ def go_build(program: str, at: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOBIN": str(scratch)}
-    flags = ["-trimpath", "-ldflags"]
+    flags = ["-buildvcs=false", "-trimpath", "-ldflags"]
     if program in MODULES:
         run([go(), "install", *flags, "-s -w", MODULES[program]], env=environment)
     else:

@@ -33,13 +33,14 @@ def destroy(at: Places) -> None:
         services.kill(name, at)  # at once: all that they would save is removed below
     kill_shims(at)
     kill_contained(at)
-    unmount_below(at.run, at.state)
+    unmount_below(at.run, at.kubelet, at.state)
     if shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin"):
         network.remove(at)
     remove_cgroups(at)
     remove_log_links(at)
     remove_shim_sockets(at)
     restore_kernel(at)
+    shutil.rmtree(at.kubelet, ignore_errors=True)
     shutil.rmtree(at.run, ignore_errors=True)
     if at.state.exists():
         for left in [entry for entry in at.state.iterdir() if entry.name not in KEPT]:
@@ -53,7 +54,7 @@ def destroy_orphans() -> None:
             noted = json.loads(owner.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             continue
-        if not Path(noted["checkout"]).exists():
+        if not (Path(noted["checkout"]) / "tests" / "cluster").exists():  # a dying service may still write beside it
             print(f"         ending cluster {noted['name']!r} of {noted['checkout']}, which is gone", flush=True)
             destroy(Places(noted["name"], Path(noted["state"]), owner.parent.name.removeprefix(RUN_PREFIX)))
 

@@ -91,7 +91,7 @@ def services(at: Places, addresses: Addresses) -> list[Service]:
     socket = str(at.containerd_socket)
     kubelet = [
         *[kube, "kubelet", f"--config={at.config / 'kubelet.json'}", f"--kubeconfig={kubeconfig_of(at, 'kubelet')}"],
-        *[f"--root-dir={at.state / 'kubelet'}", f"--hostname-override={NODE}", f"--node-ip={addresses.node}"],
+        *[f"--root-dir={at.kubelet}", f"--hostname-override={NODE}", f"--node-ip={addresses.node}"],
         f"--cert-dir={at.config / 'kubelet'}",
     ]
     proxy = [kube, "kube-proxy", f"--config={at.config / 'kube-proxy.json'}", f"--hostname-override={NODE}"]

@@ -3,9 +3,10 @@
     <checkout>/.tunewright/<name>/   kubeconfig, cluster.json, keys, configuration, data, logs
     <checkout>/.tunewright/bin/      kubectl and helm
     /run/tunewright-<key>/           sockets, pid files, the runtime's state, and whose cluster it is
+    /var/lib/tunewright-<key>/       the kubelet's folder: volumes of pods, and sockets
     ~/.cache/tunewright/             programs and images, shared by all checkouts
 
-The run folder is short because a unix socket's path is limited to 107 bytes, and it knows enough to clean up after a
+Folders with sockets have short names because a socket's path is limited to 107 bytes. The run folder knows enough to clean up after a
 checkout that is gone.
 """
 
@@ -41,6 +42,10 @@ class Places:
     @property
     def run(self) -> Path:
         return RUN_ROOT / f"{RUN_PREFIX}{self.key}"
+
+    @property
+    def kubelet(self) -> Path:
+        return Path("/var/lib") / f"{RUN_PREFIX}{self.key}"
 
     @property
     def pids(self) -> Path:

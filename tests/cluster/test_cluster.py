@@ -16,7 +16,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from . import Facts, cleanup, fixtures, node, services
 from .fixtures import Kubectl
-from .places import CHECKOUT, places
+from .places import CHECKOUT, Places, places
 
 pytestmark = pytest.mark.cluster
 
@@ -208,8 +208,9 @@ def test_after_a_crash_up_repairs_and_down_leaves_nothing() -> None:
         kill(*(services.own_pid(name, at) for name in services.known(at)))
     finally:
         fixtures.command("down", "--name", "self-test")
-    assert remains(at.key) == []
+    assert remains(at) == []
     assert not at.run.exists()
+    assert not at.kubelet.exists()
     assert [entry.name for entry in at.state.iterdir() if entry.name not in cleanup.KEPT] == []
 
 
@@ -219,17 +220,17 @@ def kill(*pids: int | None) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def remains(key: str) -> list[str]:
+def remains(at: Places) -> list[str]:
     """Processes, interfaces, mounts and cgroups that carry the cluster's key."""
     listed = subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True).stdout
-    interfaces = [link["ifname"] for link in json.loads(listed) if key in link["ifname"]]
-    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if key in line]
-    cgroups = [str(folder) for hierarchy in node.cgroup_hierarchies() for folder in hierarchy.glob(f"*{key}*")]
+    interfaces = [link["ifname"] for link in json.loads(listed) if at.key in link["ifname"]]
+    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if at.key in line]
+    cgroups = [str(folder) for hierarchy in node.cgroup_hierarchies() for folder in hierarchy.glob(f"*{at.key}*")]
     processes = []
     for pid in cleanup.pids():
         try:
             words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
         except OSError:
             continue
-        processes += [words.replace("\0", " ")] if f"tunewright-{key}" in words or "/self-test/" in words else []
+        processes += [words.replace("\0", " ")] if f"tunewright-{at.key}" in words or f"{at.state}/" in words else []
     return [*interfaces, *mounts, *cgroups, *processes]
