@@ -9,7 +9,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from tunewright_trainer.prepare.template import render_prompt_ids
+from tunewright_trainer.prepare.template import Unrenderable, render_prompt_ids
 from tunewright_trainer.serve import engine as engines
 from tunewright_trainer.serve.adapters import Adapters
 from tunewright_trainer.serve.engine import Engine, Piece, Served
@@ -136,9 +136,9 @@ async def _body(request: Request) -> bytes:
 
 def _rendered(engine: Engine, served: Served, messages: list[dict[str, str]]) -> list[int]:
     try:
-        return list(render_prompt_ids(engine.tokenizer, messages, served.template))
-    except Exception as error:  # a template may refuse a conversation in any way it likes
-        raise ApiError(400, f"the chat template refuses these messages: {str(error)[:300]}", param="messages") from error
+        return render_prompt_ids(engine.tokenizer, messages, served.template)
+    except Unrenderable as error:
+        raise ApiError(400, f"the model's chat template refuses these messages: {str(error.__cause__)[:300]}", param="messages") from error
 
 
 def _prompt_ids(engine: Engine, prompt: str | list[str] | list[int]) -> list[int]:

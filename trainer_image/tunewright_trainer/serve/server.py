@@ -13,7 +13,7 @@ import uvicorn
 from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import StorageSettings
-from tunewright_trainer.prepare.template import chat_template
+from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.serve.adapters import Adapters
 from tunewright_trainer.serve.app import Draining, make_app
 from tunewright_trainer.serve.engine import Engine, Served
@@ -48,7 +48,7 @@ def open_base(uri: str, storage: StorageSettings) -> Place:
 
 def load_engine(folder: Path, *, model_id: str = names.ENGINE_BASE_ID, uri: str = "") -> Engine:
     """The engine over the model of a local folder; on the GPU if there is one."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -62,13 +62,12 @@ def load_engine(folder: Path, *, model_id: str = names.ENGINE_BASE_ID, uri: str 
             trust_remote_code=False,
             local_files_only=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED, f"the model cannot be loaded: {str(error).splitlines()[0][:300]}", param=uri
         ) from error
-    served = Served(id=model_id, template=chat_template(folder, ""), uri=uri)
-    return Engine(network.to("cuda" if on_gpu else "cpu"), tokenizer, served)
+    served = Served(id=model_id, template=chat_template(folder), uri=uri)
+    return Engine(network.to("cuda" if on_gpu else "cpu"), load_tokenizer(folder), served)
 
 
 def listen(engine: Engine, adapters: Adapters, *, port: int) -> None:

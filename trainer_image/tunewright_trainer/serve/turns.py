@@ -4,7 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright_trainer.prepare.template import render_text
+from tunewright_trainer.prepare.template import end_of_turn as template_end
+from tunewright_trainer.prepare.template import tokenize
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,9 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
 @functools.lru_cache(maxsize=256)
 def end_of_turn(tokenizer: Any, template: str) -> End:
     """What ``template`` writes after an assistant's words: a token if it is one, else a text to watch for; and the end of text always."""
-    question = [{"role": "user", "content": "a"}]
-    answered = render_text(tokenizer, [*question, {"role": "assistant", "content": _ANSWER}], template)
-    end = answered.rpartition(_ANSWER)[2].strip()
-    if not end:
-        return End(stop_ids(tokenizer), ())
-    tokens = tokenizer(end, add_special_tokens=False).input_ids
-    if len(tokens) == 1:
-        return End(stop_ids(tokenizer) | {tokens[0]}, ())
-    return End(stop_ids(tokenizer), (end,))
-
-
-_ANSWER = "tunewright-answer"
+    ends = stop_ids(tokenizer)
+    marker = template_end(tokenizer, template)
+    if not marker:
+        return End(ends, ())
+    tokens = tokenize(tokenizer, [marker])[0]
+    return End(ends | {tokens[0]}, ()) if len(tokens) == 1 else End(ends, (marker,))

@@ -1,0 +1,92 @@
+"""Prepared data and jobs for tests of training: small, made by script, the same every time."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tests.support.models import tiny_model
+from tunewright_crds.job import read_spec
+from tunewright_crds.pod import JobIdentity, Outcome, PodConfig, StorageSettings
+from tunewright_crds.storage import dataset_key
+from tunewright_trainer.storage import Store, publish_folder
+
+NAMESPACE: Final = "team-a"
+UID: Final = "0f0e0d0c-0000-0000-0000-000000000001"
+DIGEST: Final = "d" * 64
+IGNORED: Final = -100
+
+Document = tuple[list[int], list[int]]  # token ids, labels
+Row = Sequence[Document]
+
+
+def documents(count: int, *, seed: int = 0, longest: int = 40) -> list[Document]:
+    """Random documents of byte tokens; the first half of each is prompt."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        ids = rng.integers(0, 200, size=int(rng.integers(8, longest))).tolist()
+        half = len(ids) // 2
+        made.append((ids, [IGNORED] * half + ids[half:]))
+    return made
+
+
+def packed(rows: Sequence[Document], each: int) -> list[Row]:
+    """Documents in rows of ``each``."""
+    return [rows[start : start + each] for start in range(0, len(rows), each)]
+
+
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """One Arrow file as `prepare` writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = pa.list_(pa.int32())
+    table = pa.table(
+        {
+            "input_ids": pa.array([[token for ids, _ in row for token in ids] for row in rows], numbers),
+            "labels": pa.array([[label for _, labels in row for label in labels] for row in rows], numbers),
+            "lengths": pa.array([[len(ids) for ids, _ in row] for row in rows], numbers),
+        }
+    )
+    with pa.OSFile(str(folder / "data-00000.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def publish_data(store: Store, work: Path, *, train: Sequence[Row], validation: Sequence[Row] = (), digest: str = DIGEST) -> None:
+    """Put prepared data where `train` looks for it."""
+    folder = work / "prepared"
+    shutil.rmtree(folder, ignore_errors=True)
+    write_rows(folder / "train", train)
+    if validation:
+        write_rows(folder / "validation", validation)
+    publish_folder(store, folder, dataset_key(NAMESPACE, digest), manifest={})
+    shutil.rmtree(folder)
+
+
+def a_job(model: Path | None = None, *, storage: StorageSettings | None = None, **parts: Any) -> PodConfig:
+    """A job on one thread. ``parts`` are parts of the spec, such as ``hyperparameters={"batchSize": 2}``."""
+    spec = {
+        "model": {"uri": str(model or tiny_model("llama"))},
+        "dataset": {"sources": [{"uri": "/never/read", "license": "cc0"}]},
+        "resources": {"cpu": "1"},
+    }
+    for name, part in parts.items():
+        spec[name] = {**spec.get(name, {}), **part}
+    return PodConfig.model_construct(
+        job=JobIdentity(namespace=NAMESPACE, name="tune", uid=UID),
+        spec=read_spec(spec, local=True),
+        storage=storage or StorageSettings(bucket="local"),
+        version="20260101-0f0e0d0c",
+        progress_url="",
+    )
+
+
+def train_here(config: PodConfig, store: Store, work: Path, *, attempt: int = 1, halvings: int = 0) -> Outcome:
+    """One attempt in this process, with an empty scratch folder as a new pod has it."""
+    from tunewright_trainer import train
+
+    scratch = work / f"scratch-{attempt}-{halvings}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    return train.run(config, attempt=attempt, dataset_digest=DIGEST, halvings=halvings, work=scratch, store=store)
