@@ -165,7 +165,7 @@ async def _probe(cluster: Cluster, condition: health.Health) -> None:
     """Asks the API server now and then, so that its silence is noticed when nothing else happens."""
     while True:
         with contextlib.suppress(ClusterError):
-            await cluster.ask("/readyz/ping")
+            await cluster.ask("/version")
         await asyncio.sleep(min(_PROBE_SECONDS, condition.limit / 4))
 
 

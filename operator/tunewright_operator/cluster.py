@@ -201,8 +201,7 @@ class Cluster:
         if status < 500:
             self.heard_at = time.monotonic()
         if status < 300:
-            result: Manifest = orjson.loads(raw)
-            return result
+            return _parsed(raw, f"{method} {path}")
         raise _error(status, f"{method} {path}: {status} {_message(raw)}")
 
     def _authorization(self) -> dict[str, str]:
@@ -211,6 +210,14 @@ class Cluster:
             if self._info.server == _IN_CLUSTER_SERVER:
                 self._token = _IN_CLUSTER_TOKEN.read_text(encoding="utf-8").strip()
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+
+def _parsed(raw: bytes, what: str) -> Manifest:
+    try:
+        result: Manifest = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise Unreachable(f"{what}: the answer is not JSON") from error
+    return result
 
 
 def _message(raw: bytes) -> str:

@@ -86,7 +86,7 @@ class Job:
         return status
 
 
-_STATUS_FIELDS = {(field.alias or name): TypeAdapter[Any](field.annotation) for name, field in JobStatus.model_fields.items()}
+_STATUS_FIELDS = {(field.alias or name): TypeAdapter[Any](field.annotation or Any) for name, field in JobStatus.model_fields.items()}
 
 
 def read_status(raw: Manifest) -> JobStatus:
