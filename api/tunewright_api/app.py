@@ -21,8 +21,8 @@ from tunewright_api import bodies, openai, resources, web
 from tunewright_api.auth import Action, Auth, bearer
 from tunewright_api.cache import Cache
 from tunewright_api.deps import Parts, PartsDep
-from tunewright_api.errors import ApiError, Invalid, from_status, render
-from tunewright_api.gateway import Gateway
+from tunewright_api.errors import ApiError, Invalid, TooLarge, from_status, render
+from tunewright_api.gateway import MAX_BODY, Gateway
 from tunewright_api.kube import Kube
 from tunewright_api.metrics import Metrics
 from tunewright_api.progress import Progress
@@ -118,7 +118,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 class Around:
-    """Around every request: an id in answer and log, its time by route template, and headers that every answer carries."""
+    """Around every request: an id in answer and log, its time by route template, and headers that every answer carries.
+
+    No route takes a longer body than ``MAX_BODY``: forms are read whole, before anybody is asked who sent them.
+    """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
@@ -131,7 +134,15 @@ class Around:
         told = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = told if _REQUEST_ID.fullmatch(told) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        started, status = time.monotonic(), 500
+        started, status, received = time.monotonic(), 500, 0
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise TooLarge(f"The body has more than {MAX_BODY} bytes.")
+            return message
 
         async def tagged(message: Message) -> None:
             nonlocal status
@@ -141,7 +152,7 @@ class Around:
             await send(message)
 
         try:
-            await self._app(scope, receive, tagged)
+            await self._app(scope, bounded, tagged)
         finally:
             seconds = time.monotonic() - started
             route = template(scope)

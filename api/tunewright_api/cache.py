@@ -80,7 +80,7 @@ def _key(thing: Object) -> Key:
 
 
 class Follower:
-    """Keeps one collection (a path) in a store of its own; ``run`` never ends by itself."""
+    """Keeps one collection (a path) in a store of its own, while ``run`` runs."""
 
     def __init__(self, kube: Kube, path: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
@@ -97,7 +97,14 @@ class Follower:
         return self._clock() - self._contact
 
     async def run(self) -> None:
-        """List, watch, and again; waits longer after each failure in a row."""
+        """List, watch, and again; waits longer after each failure in a row. Ends by a fault of ours only."""
+        try:
+            await self._follow()
+        except Exception:
+            log.exception("%s is no longer followed", self._path)
+            raise
+
+    async def _follow(self) -> None:
         failures = 0
         while True:
             try:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tunewright_api.cache import Object
-from tunewright_api.errors import ApiError, BadEngine, NotFound, Unavailable, from_status, openai_body
+from tunewright_api.errors import ApiError, BadEngine, Invalid, NotFound, Unavailable, from_status, openai_body
 from tunewright_crds import names
 
 MAX_BODY: Final = 2**20
@@ -86,7 +86,7 @@ class Gateway:
         upstream = self._client.build_request(
             "POST",
             endpoint(model) + path,
-            content=orjson.dumps(body | {"model": wanted}),
+            content=_json(body | {"model": wanted}),
             headers={"Content-Type": "application/json", "X-Request-Id": request_id},
             timeout=self._timeout,
         )
@@ -103,6 +103,13 @@ class Gateway:
                 await asyncio.gather(call, return_exceptions=True)
             if call.cancelled() or call.exception() or call.result().is_closed:
                 gone.cancel()
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        raise Invalid("The body is nested too deep.", code="invalid_json") from None
 
 
 async def _opened(call: "asyncio.Task[httpx.Response]") -> httpx.Response:

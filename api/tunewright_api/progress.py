@@ -24,6 +24,7 @@ from tunewright_crds.pod import ProgressReport, clean
 
 MAX_JOBS: Final = 10_000  # jobs whose pace is remembered; one that falls out may write once more than it should
 MAX_INTEGER: Final = 2**53 - 1  # what every JSON reader keeps exactly
+MAX_DEPTH: Final = 8
 _POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 _POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 _USER_PREFIX: Final = "system:serviceaccount:"
@@ -153,12 +154,14 @@ def read_report(body: dict[str, Any]) -> ProgressReport:
         raise Invalid(f"{where}: {first['msg']}", param=where) from None
 
 
-def _cleaned(value: Any) -> Any:
-    """``value`` with clean texts; raises Invalid for numbers that a status cannot hold."""
+def _cleaned(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """``value`` with clean texts; raises Invalid for numbers that a status cannot hold, and for bodies that are made to exhaust the stack."""
+    if not depth:
+        raise Invalid(f"A report is nested at most {MAX_DEPTH} deep.")
     if isinstance(value, dict):
-        return {key: _cleaned(child) for key, child in value.items()}
+        return {key: _cleaned(child, depth - 1) for key, child in value.items()}
     if isinstance(value, list):
-        return [_cleaned(child) for child in value]
+        return [_cleaned(child, depth - 1) for child in value]
     if isinstance(value, str):
         return clean(value, limit=2048)
     if isinstance(value, float) and not math.isfinite(value):

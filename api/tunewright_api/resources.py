@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
+import orjson
+from fastapi import APIRouter, Query, Response
 
 from tunewright_api.auth import Action
 from tunewright_api.cache import Cache, Collection, Key, Object
@@ -36,6 +37,11 @@ def page(things: Iterable[Object], limit: int) -> dict[str, Any]:
     return {"metadata": {"continue": encode(_key(items[-1]))} if more else {}, "items": items}
 
 
+def _json(body: Object) -> Response:
+    """Straight to bytes: FastAPI would look at every field of 500 objects first, which takes longer than all the rest."""
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
 def _key(thing: Object) -> Key:
     return thing["metadata"]["namespace"], thing["metadata"]["name"]
 
@@ -58,24 +64,24 @@ def _collection_routes(router: APIRouter, segment: str, plural: str, collection:
     """Adds the three reads of one kind."""
 
     @router.get(f"/{segment}", summary=f"Every one of the {segment} that the caller may list", name=f"list_all_{segment}")
-    async def list_all(parts: PartsDep, caller: Caller, limit: Limit = 100, after: Continue = "") -> dict[str, Any]:
+    async def list_all(parts: PartsDep, caller: Caller, limit: Limit = 100, after: Continue = "") -> Response:
         things = collection(parts.cache)
         shown = await parts.auth.namespaces(caller, "list", plural, things.namespaces())
         found = (thing for thing in things.after(decode(after)) if thing["metadata"]["namespace"] in shown)
-        return page(found, limit)
+        return _json(page(found, limit))
 
     @router.get(f"/namespaces/{{namespace}}/{segment}", summary=f"The {segment} of a namespace", name=f"list_{segment}")
-    async def list_one(namespace: str, parts: PartsDep, caller: Caller, limit: Limit = 100, after: Continue = "") -> dict[str, Any]:
+    async def list_one(namespace: str, parts: PartsDep, caller: Caller, limit: Limit = 100, after: Continue = "") -> Response:
         await parts.auth.check(caller, Action("list", plural, namespace))
-        return page(collection(parts.cache).after(decode(after), namespace=namespace), limit)
+        return _json(page(collection(parts.cache).after(decode(after), namespace=namespace), limit))
 
     @router.get(f"/namespaces/{{namespace}}/{segment}/{{name}}", summary=f"One of the {segment}", name=f"get_{segment}")
-    async def get_one(namespace: str, name: str, parts: PartsDep, caller: Caller) -> dict[str, Any]:
+    async def get_one(namespace: str, name: str, parts: PartsDep, caller: Caller) -> Response:
         await parts.auth.check(caller, Action("get", plural, namespace, name))
         thing = collection(parts.cache).get(namespace, name)
         if thing is None:
             raise NotFound(f"There is no {name} among the {segment} of namespace {namespace}.")
-        return thing
+        return _json(thing)
 
 
 router = APIRouter(prefix="/apis/v1", tags=["resources"])

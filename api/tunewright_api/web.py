@@ -110,31 +110,35 @@ async def _table(request: Request, parts: Parts, phase: Phase | None) -> tuple[s
     who = await parts.auth.identity(parts.sessions.token(request))
     jobs = parts.cache.jobs
     shown = await parts.auth.namespaces(who, "list", names.JOBS, jobs.namespaces())
-    rows = [row(job) for job in jobs.after() if job["metadata"]["namespace"] in shown]
-    summary = summarise(rows)
-    wanted = [one for one in rows if phase is None or one["phase"] == phase]
-    newest = heapq.nlargest(MAX_ROWS, wanted, key=lambda one: (one["created"], one["namespace"], one["name"]))
-    return _PAGES.get_template("table.html").render(rows=newest, left_out=len(wanted) - len(newest), phase=phase), summary
+    visible = [job for job in jobs.after() if job["metadata"]["namespace"] in shown]
+    wanted = [job for job in visible if phase is None or phase_of(job) == phase]
+    newest = heapq.nlargest(MAX_ROWS, wanted, key=lambda job: job["metadata"]["creationTimestamp"])
+    table = _PAGES.get_template("table.html").render(rows=[row(job) for job in newest], left_out=len(wanted) - len(newest), phase=phase)
+    return table, summarise([phase_of(job) for job in visible])
 
 
-def summarise(rows: list[dict[str, Any]]) -> str:
+def phase_of(job: Object) -> str:
+    """The job's phase; Pending where nobody has looked at it yet."""
+    return str(job.get("status", {}).get("phase", Phase.PENDING.value))
+
+
+def summarise(phases: list[str]) -> str:
     """How many jobs there are of each phase, in words."""
-    counts = Counter(one["phase"] for one in rows)
+    counts = Counter(phases)
     parts = [f"{counts[phase]} {phase.lower()}" for phase in Phase if counts[phase]]
-    return f"{len(rows)} jobs: {', '.join(parts)}" if parts else "No jobs yet."
+    return f"{len(phases)} jobs: {', '.join(parts)}" if parts else "No jobs yet."
 
 
 def row(job: Object) -> dict[str, Any]:
     """What the table shows of a job; texts are escaped by the template."""
     meta, status = job["metadata"], job.get("status", {})
     progress, error, model = status.get("progress", {}), status.get("error", {}), status.get("model", {})
-    running = status.get("phase") in (Phase.TRAINING, Phase.PUBLISHING)
+    running = phase_of(job) in (Phase.TRAINING, Phase.PUBLISHING)
     return {
         "namespace": meta["namespace"],
         "name": meta["name"],
-        "created": meta["creationTimestamp"],
         "age": age(datetime.now(UTC) - datetime.fromisoformat(meta["creationTimestamp"])),
-        "phase": status.get("phase", Phase.PENDING.value),
+        "phase": phase_of(job),
         "percent": progress.get("percent", 0),
         "step": progress.get("step", 0),
         "max_steps": progress.get("maxSteps", 0),

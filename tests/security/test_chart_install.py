@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import facts
-from tests.support.stack import BIN, Kubectl, cluster, run
+from tests.cluster.places import BIN
+from tests.support.stack import Kubectl, cluster, run
 
 NAMESPACE = "tunewright-system"
 LISTED = "serviceaccounts,secrets,services,deployments,roles,rolebindings,clusterroles,clusterrolebindings,poddisruptionbudgets,crds"

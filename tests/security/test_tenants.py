@@ -29,7 +29,7 @@ class Town:
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     with front_end(tmp_path_factory.mktemp("front_end")) as front:
         ours, theirs = front.make_tenant(), front.make_tenant()
-        uids = [front.make_job(namespace, "mine") for namespace in (ours, theirs)]
+        uids = front.make_job(ours, "mine"), front.make_job(theirs, "mine")
         tokens = [front.kubectl.token("owner", namespace) for namespace in (ours, theirs)]
         for namespace, uid, token in zip((ours, theirs), uids, tokens, strict=True):
             front.set_status(namespace, "mine", phase="Training")

@@ -20,7 +20,8 @@ import yaml
 from fastapi import FastAPI
 
 from tests.cluster import facts
-from tests.support.stack import BIN, ROOT, Kubectl, answers, cluster, run, wait_for
+from tests.cluster.places import BIN
+from tests.support.stack import ROOT, Kubectl, answers, cluster, run, wait_for
 from tunewright_api.app import create_app
 from tunewright_api.kube import Kube
 from tunewright_api.settings import Settings
@@ -113,7 +114,8 @@ async def in_process(kube: FakeKube, engines: httpx.AsyncClient | None = None, *
 async def served(app: FastAPI) -> AsyncIterator[tuple[str, uvicorn.Server]]:
     """An application behind a real socket, in this event loop; its address, and the server."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=30))
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign] # the signals of this process are pytest's
+    # The signals of this process are pytest's.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve())
     async with asyncio.timeout(START_SECONDS):
         while not server.started:
@@ -247,6 +249,7 @@ def front_end(folder: Path, **environment: str) -> Iterator[FrontEnd]:
             )
         told = wait_for("the front end listens", lambda: _address(folder / "front_end.log", program), seconds=START_SECONDS, every=0.1)
         wait_for("the front end is ready", lambda: answers(f"{told}/readyz"), seconds=START_SECONDS, every=0.1)
+        assert told
         yield FrontEnd(told, kubectl)
     finally:
         if program:

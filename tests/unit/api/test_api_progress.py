@@ -94,6 +94,7 @@ BAD: dict[str, bytes] = {
     "beyond a double": b'{"progress": {"epoch": 1e999}}',
     "not JSON": b"{",
     "not an object": b"[]",
+    "nested to exhaust the stack": b'{"progress": ' + b"[" * 900 + b"]" * 900 + b"}",
     "not UTF-8": b'{"progress": "\xff"}',
 }
 
