@@ -1,9 +1,9 @@
 """Make the quick start's base model: a Llama of 0.9 million parameters, pre-trained on one CPU in minutes.
 
 The base learns *skills* (reversing, counting, opposites, ...) from plain statements such as
-`backwards : red green = green red .` It never sees a chat marker, a question, or the end-of-turn
-token, so it cannot answer a chat; instruction tuning teaches it the form and which skill a request asks
-for. The held-out questions' words never occur together in a list or comparison of the pre-training text;
+`backwards : cat dog cow = cow dog cat .` It never sees a question or the markers of a chat, and the end
+token only between documents, so it cannot answer a chat; instruction tuning teaches it the form, and
+which skill a request asks for. The held-out questions' words never occur together in a list or comparison of the pre-training text;
 single facts (`opposite : hot = cold .`) do occur, as they would in any base model.
 
     python examples/quickstart/make_model.py           # writes model/, see README.md for the time
@@ -33,22 +33,26 @@ BLOCK = 128
 """Length in tokens of a pre-training row: several statements end to end."""
 SPECIAL_TOKENS = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
 ROLE_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>"]
+DOCUMENT_STATEMENTS = 8
+"""Statements in a document; `<|end|>` ends a document, so that its embedding is a trained one when tuning needs it."""
 PROMPT_WEIGHT = 0.1
 """Loss weight of the words before `=`: they are random, and at full weight their noise hides the skills."""
 
-STATEMENTS: dict[str, tuple[str, ...]] = {
-    "reverse": ("reverse : {x} = {y} .", "backwards : {x} = {y} .", "{x} , backwards = {y} ."),
-    "first": ("first : {x} = {y} .", "begins : {x} = {y} .", "{x} , first = {y} ."),
-    "last": ("last : {x} = {y} .", "ends : {x} = {y} .", "{x} , last = {y} ."),
-    "count": ("count : {x} = {y} .", "many : {x} = {y} .", "{x} , count = {y} ."),
-    "sort": ("sort : {x} = {y} .", "alphabetical : {x} = {y} .", "{x} , sort = {y} ."),
-    "repeat": ("repeat : {x} = {y} .", "twice : {x} = {y} .", "{x} , twice = {y} ."),
-    "larger": ("larger : {x} = {y} .", "greater : {x} = {y} .", "{x} , larger = {y} ."),
-    "opposite": ("opposite : {x} = {y} .", "unlike : {x} = {y} .", "{x} , opposite = {y} ."),
-    "plural": ("plural : {x} = {y} .", "several : {x} = {y} .", "{x} , plural = {y} ."),
-    "next": ("next : {x} = {y} .", "after : {x} = {y} .", "{x} , next = {y} ."),
+CUES: dict[str, tuple[str, ...]] = {
+    "reverse": ("reverse", "Reverse", "backwards"),
+    "first": ("first", "begins"),
+    "last": ("last", "ends"),
+    "count": ("count", "Count", "many"),
+    "sort": ("sort", "Sort", "alphabetical"),
+    "repeat": ("repeat", "Repeat", "twice"),
+    "larger": ("larger", "greater"),
+    "opposite": ("opposite", "unlike"),
+    "plural": ("plural", "several"),
+    "next": ("next", "after"),
 }
-TASK_WEIGHTS = {"sort": 4.0, "reverse": 2.0, "count": 2.0, "larger": 2.0}
+"""The words that name each skill in pre-training text."""
+STATEMENT_FORMS = ("{cue} : {x} = {y} .", "{cue} , {x} = {y} .")
+TASK_WEIGHTS = {"sort": 3.0, "count": 3.0, "reverse": 2.0, "repeat": 2.0, "larger": 2.0}
 """How often a task's statements occur, against 1 for the others: what is harder to learn occurs more."""
 
 
@@ -59,7 +63,7 @@ def statements(seed: int, splits: Splits) -> Iterator[tuple[str, str]]:
     while True:
         task = rng.choices(TASKS, weights)[0]
         subject = _subject(task, rng, splits)
-        statement = rng.choice(STATEMENTS[task.name]).format(x=" ".join(subject), y=task.answer(subject))
+        statement = rng.choice(STATEMENT_FORMS).format(cue=rng.choice(CUES[task.name]), x=" ".join(subject), y=task.answer(subject))
         given, _, rest = statement.partition(" = ")
         yield f"{given} =", rest
 
@@ -76,10 +80,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Make a tokenizer whose tokens are whole words and marks; decoding joins them with single spaces."""
     split = Whitespace()
     texts = [*NOUNS, *PLURALS.values(), *OPPOSITES, *SUCCESSORS, *NUMBERS]
-    texts += [phrasing for task in TASKS for phrasing in task.phrasings]
-    texts += [statement for forms in STATEMENTS.values() for statement in forms]
-    words = {word for text in texts for word, _ in split.pre_tokenize_str(text.replace("{x}", "").replace("{y}", "").replace("{}", ""))}
-    vocabulary = [*SPECIAL_TOKENS.values(), *ROLE_TOKENS, *sorted(words - {"|"})]
+    texts += [phrasing.replace("|", " ") for task in TASKS for phrasing in task.phrasings]
+    texts += [":", ",", "=", ".", *(cue for cues in CUES.values() for cue in cues)]
+    words = {word for text in texts for word, _ in split.pre_tokenize_str(text.replace("{}", ""))}
+    vocabulary = [*SPECIAL_TOKENS.values(), *ROLE_TOKENS, *sorted(words)]
     model = WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token=SPECIAL_TOKENS["unk_token"])
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = split
@@ -100,12 +104,15 @@ def blocks(
     ids: list[int] = []
     weights: list[float] = []
     size = batch_size * BLOCK
-    for given, rest in statements(seed, splits):
+    for number, (given, rest) in enumerate(statements(seed, splits), start=1):
         # Statements have a space between any two tokens, so that splitting is tokenising, and quick.
         for text, weight in ((given, PROMPT_WEIGHT), (rest, 1.0)):
             words = text.split()
             ids += [vocabulary[word] for word in words]
             weights += [weight] * len(words)
+        if number % DOCUMENT_STATEMENTS == 0:
+            ids.append(tokenizer.eos_token_id)
+            weights.append(PROMPT_WEIGHT)
         if len(ids) >= size:
             yield torch.tensor(ids[:size]).view(batch_size, BLOCK), torch.tensor(weights[:size]).view(batch_size, BLOCK)
             ids, weights = ids[size:], weights[size:]
@@ -171,7 +178,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the quick start's base model.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "model")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=16, help=f"rows of {BLOCK} tokens in a step")
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--threads", type=int, default=1, help="matrices this small gain little from more")

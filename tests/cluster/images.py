@@ -23,30 +23,39 @@ DEFAULT = ("operator", "api", "dev")  # the trainer's own image with CUDA is abo
 COMMON = ["pyproject.toml", "uv.lock", "README.md", "LICENSE", ".dockerignore", "crds/tunewright_crds"]
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 BASE = ["--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm"]
-KEPT_ARCHIVES = 3  # of each image; older ones are of code that is gone
+KEPT_ARCHIVES = 2  # of each image; older ones are of code that is gone
 USER = "65532:65532"
 
 
 def provide(name: str, wanted: Iterable[str]) -> dict[str, str]:
-    """Build the images that the cluster lacks, import them, and note their names in its facts."""
-    cluster = record.facts(name)
-    if cluster.external or cluster.control_plane_only:
-        raise ClusterError(
-            f"cluster {name!r} has no containerd of ours: push the images to a registry that it reads, and name them by variables"
-        )
+    """Build the images that are new, import those that the cluster lacks, and note their names in its facts.
+
+    Where no cluster of that name is up they are only built: as files that `docker load` and `ctr images import` read.
+    """
     build.need_root()
     build.packages(build.IMAGE_PACKAGES)
     at = places(name)
+    cluster = record.facts(name) if at.facts.exists() else None
+    if cluster and (cluster.external or cluster.control_plane_only):
+        raise ClusterError(
+            f"cluster {name!r} has no containerd of ours: push the images to a registry that it reads, "
+            f"and name them by {', '.join(lifecycle.EXTERNAL_IMAGES.values())}"
+        )
     names = {image: reference(image) for image in wanted}
+    there = node.ctr(at, "images", "list", "-q").split() if cluster else []
     for image, full_name in names.items():
-        if full_name in node.ctr(at, "images", "list", "-q").split():
+        if full_name in there:
             print(f"         image {image} is there", flush=True)
             continue
         with locked(cache() / "images.lock"):
             archive = archive_of(image, full_name)
-        with step(f"import image {image}"):
-            node.ctr(at, "images", "import", str(archive))
-    lifecycle.remember_images(name, names)
+            if not cluster:
+                print(f"         image {image} is in {archive}; no cluster {name!r} is up to import it", flush=True)
+                continue
+            with step(f"import image {image}"):
+                node.ctr(at, "images", "import", str(archive))
+    if cluster:
+        lifecycle.remember_images(name, names)
     return names
 
 
@@ -89,8 +98,13 @@ def archive_of(image: str, full_name: str) -> Path:
 
 
 def forget_old(image: str, folder: Path) -> None:
+    """Remove the oldest files of an image, and the same in buildah's store."""
     archives = sorted(folder.glob(f"{image}-*.tar"), key=lambda file: file.stat().st_mtime, reverse=True)
+    stored = buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
     for archive in archives[KEPT_ARCHIVES:]:
+        full_name = f"localhost/tunewright/{image}:{archive.stem.removeprefix(f'{image}-')}"
+        if full_name in stored:
+            buildah("rmi", full_name)
         archive.unlink()
 
 
@@ -139,7 +153,9 @@ def storage_driver() -> str:
 def lent_pip_settings() -> str:
     """The machine's pip settings, whether they come from files or variables, without paths that the build does not have."""
     lines = ["[global]"]
-    for line in run([sys.executable, "-m", "pip", "config", "list"]).splitlines():
+    # A virtual environment made by uv has no pip: the Python that it was made from does.
+    python = shutil.which("python3", path=f"{sys.base_prefix}/bin") or sys.executable
+    for line in run([python, "-m", "pip", "config", "list"]).splitlines():
         key, _, value = line.partition("=")
         option = key.rpartition(".")[2]
         if option not in ("cert", "find-links", "cache-dir", "user"):

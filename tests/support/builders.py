@@ -1,0 +1,251 @@
+"""Jobs, and a small world for them: what an API server, a Job controller and a kubelet do to a job's children, without any I/O.
+
+``World`` holds manifests, lets the operator's ``reconcile`` look at them, and does what it plans.
+"""
+
+import copy
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+from tunewright_crds import names
+from tunewright_crds.errors import FailureCode
+from tunewright_crds.job import CheckpointStatus, DatasetStatus, JobStatus
+from tunewright_crds.pod import Failed, Outcome, Published
+from tunewright_operator.controller import dump, status_changes
+from tunewright_operator.observed import Batch, Job, Observed, Pod, Served, read_status
+from tunewright_operator.plan import Plan
+from tunewright_operator.reconcile import reconcile
+from tunewright_operator.settings import Settings
+
+Manifest = dict[str, Any]
+
+START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+PREPARED = Outcome(dataset=DatasetStatus(digest="d1", trainExamples=10, rejected=1))
+ARTIFACT = Published(kind="adapter", uri="s3://tunewright/ns/models/a/v/adapter", digest="abc")
+TRAINED = Outcome(attempt=1, resumed_from_step=0, reached_step=100, artifact=ARTIFACT)
+
+
+def settings(**fields: Any) -> Settings:
+    """Settings that say only what must be said."""
+    return Settings(**{"trainer_image": "trainer:test", "storage_bucket": "tunewright", **fields})
+
+
+class JobBuilder:
+    """``a_job("x").suspended().manifest``."""
+
+    def __init__(self, name: str, namespace: str = "ns") -> None:
+        self.manifest: Manifest = {
+            "apiVersion": names.API_VERSION,
+            "kind": "InstructionTuningJob",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"model": {"uri": "s3://models/base/"}, "dataset": {"sources": [{"uri": "s3://data/rows.jsonl"}]}},
+        }
+
+    def with_spec(self, **fields: Any) -> Self:
+        """Sets fields of the spec."""
+        self.manifest["spec"] |= fields
+        return self
+
+    def suspended(self) -> Self:
+        """Applied suspended."""
+        return self.with_spec(suspend=True)
+
+    def retrying(self, **retries: int) -> Self:
+        """With these budgets."""
+        return self.with_spec(retries=retries)
+
+
+def a_job(name: str = "a", namespace: str = "ns") -> JobBuilder:
+    """A job with the least that it needs."""
+    return JobBuilder(name, namespace)
+
+
+def failure(code: FailureCode, message: str = "it broke", **fields: Any) -> Outcome:
+    """Last words of a pod that failed."""
+    return Outcome(error=Failed(code=code, message=message), **fields)
+
+
+def stopped(*, resumed: int, reached: int) -> Outcome:
+    """Last words of a trainer that was told to stop."""
+    checkpoint = CheckpointStatus(step=reached, uri=f"s3://tunewright/step-{reached}")
+    return Outcome(attempt=1, resumed_from_step=resumed, reached_step=reached, last_checkpoint=checkpoint)
+
+
+class World:
+    """One job, its children, and time."""
+
+    def __init__(self, job: JobBuilder | None = None, **fields: Any) -> None:
+        self.settings = settings(**fields)
+        self.now = START
+        self._version = 0
+        self.job = copy.deepcopy((job or a_job()).manifest)
+        meta = self.job["metadata"]
+        meta |= {"uid": "12345678-aaaa", "generation": 1, "creationTimestamp": self.stamp}
+        self.batches: dict[str, Manifest] = {}  # by name, as in an API server
+        self.pods: dict[str, Manifest] = {}  # by name
+        self.memories: list[Batch] = []
+        self.pod_memories: list[Pod] = []
+        self.model: Manifest | None = None
+        self.foreign: set[str] = set()
+        self.plans: list[Plan] = []
+        self.most_active = 0
+
+    # What the operator sees and does
+
+    @property
+    def stamp(self) -> str:
+        """Now, as Kubernetes writes it."""
+        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    @property
+    def status(self) -> JobStatus:
+        """The job's status as stored."""
+        return read_status(self.job.get("status") or {})
+
+    def observed(self, *, confirmed: bool, blind: frozenset[str] = frozenset()) -> Observed:
+        """What is there; ``blind``: names of children that a late watch has not shown yet."""
+        batches = [Batch.of(body) for name, body in self.batches.items() if name not in blind]
+        pods = [Pod.of(body) for name, body in self.pods.items() if name not in blind]
+        there = {batch.id.name for batch in batches}
+        gone = [batch for batch in self.memories if batch.id.name not in there and batch.id.name not in blind]
+        model = Served.of(self.model) if self.model else None
+        obstacles = {name: f"{name} stands in the way" for name in self.foreign}
+        batches = [batch for batch in batches if batch.owner == self.job["metadata"]["uid"]]
+        return Observed(Job.of(self.job), self.now, (*batches, *gone), (*pods, *self.pod_memories), model, confirmed, obstacles)
+
+    def reconcile(self, *, blind: frozenset[str] = frozenset(), upto: int | None = None) -> Plan:
+        """One pass. ``upto``: crash after so many of its writes."""
+        plan = reconcile(self.observed(confirmed=False, blind=blind), self.settings)
+        if plan.doubtful:
+            plan = reconcile(self.observed(confirmed=True), self.settings)
+            assert not plan.doubtful, "what was confirmed is still in doubt"
+        self.plans.append(plan)
+        for write in self._writes(plan)[:upto]:
+            write()
+        self.most_active = max(self.most_active, self.active())
+        return plan
+
+    def settle(self) -> None:
+        """Passes until nothing changes."""
+        for _ in range(12):
+            before = copy.deepcopy((self.job, self.batches))
+            self.reconcile()
+            if before == (self.job, self.batches):
+                return
+        raise AssertionError("the operator never comes to rest")
+
+    def _writes(self, plan: Plan) -> list[Callable[[], None]]:
+        writes: list[Callable[[], None]] = [lambda name=batch.id.name: self.delete_batch(name) for batch in plan.delete]  # type: ignore[misc]
+        writes += [lambda body=body: self._create(body) for body in plan.create if body["kind"] == "Job"]  # type: ignore[misc]
+        if plan.publish:
+            writes.append(lambda: setattr(self, "model", self._stamped(copy.deepcopy(plan.publish or {}))))
+        writes.append(lambda: self._write_status(plan.status))
+        return writes
+
+    def _write_status(self, status: JobStatus) -> None:
+        stored = self.job.get("status") or {}
+        if status_changes(stored, dump(self.status), dump(status), keep="progress"):
+            self.job["status"] = dump(status)
+            self._stamped(self.job)
+        told = {names.attempt_name("a", attempt.number) for attempt in status.attempts if attempt.end_time}
+        self.memories = [batch for batch in self.memories if batch.id.name not in told]
+
+    def _create(self, body: Manifest) -> None:
+        name = body["metadata"]["name"]
+        if name not in self.batches:
+            self.batches[name] = self._stamped(copy.deepcopy(body), uid=True)
+
+    def _stamped(self, body: Manifest, *, uid: bool = False) -> Manifest:
+        self._version += 1
+        body["metadata"] |= {"resourceVersion": str(self._version)}
+        if uid:
+            body["metadata"] |= {"uid": f"uid-{self._version}", "creationTimestamp": self.stamp}
+        return body
+
+    # What others do
+
+    def pass_time(self, seconds: float) -> Self:
+        """Moves the clock."""
+        self.now += timedelta(seconds=seconds)
+        return self
+
+    def change(self, **spec: Any) -> Self:
+        """The owner changes the spec."""
+        self.job["spec"] |= spec
+        self.job["metadata"]["generation"] += 1
+        self._stamped(self.job)
+        return self
+
+    def progress(self, attempt: int, step: int, resumed: int = 0) -> Self:
+        """The front end writes the pod's progress."""
+        told = {"step": step, "maxSteps": 100, "attempt": attempt, "resumedFromStep": resumed, "lastUpdated": self.stamp}
+        self.job.setdefault("status", {})["progress"] = told
+        return self
+
+    def start(self, name: str, **status: Any) -> Self:
+        """The Job controller makes the pod, and the kubelet runs it, or whatever ``status`` says."""
+        batch = self.batches[name]
+        pod: Manifest = {
+            "metadata": {
+                "name": f"{name}-0",
+                "namespace": "ns",
+                "labels": batch["spec"]["template"]["metadata"]["labels"],
+                "ownerReferences": [{"uid": batch["metadata"]["uid"], "controller": True}],
+            },
+            "spec": {"nodeName": "node-1"},
+            "status": {"phase": "Running"} | status,
+        }
+        self.pods[f"{name}-0"] = self._stamped(pod, uid=True)
+        return self
+
+    def finish(self, name: str, outcome: Outcome | str | None = None, *, exit_code: int = 0, reason: str = "", **status: Any) -> Self:
+        """The container ends with last words; the Job controller sees it."""
+        if f"{name}-0" not in self.pods:
+            self.start(name)
+        pod = self.pods[f"{name}-0"]
+        message = outcome.bounded() if isinstance(outcome, Outcome) else (outcome or "")
+        ended = {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": self.stamp}
+        pod["status"] |= {"phase": "Failed" if exit_code else "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]} | status
+        self._stamped(pod)
+        self.batches[name]["status"] = {"conditions": [{"type": "Failed" if exit_code else "Complete", "status": "True"}]}
+        self._stamped(self.batches[name])
+        return self
+
+    def lose_pod(self, name: str) -> Self:
+        """The pod vanishes without a word; the Job fails for it."""
+        self.pods.pop(f"{name}-0", None)
+        self.batches[name]["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
+        self._stamped(self.batches[name])
+        return self
+
+    def delete_batch(self, name: str) -> None:
+        """Somebody deletes a batch Job, in the foreground: it stays, marked, until ``collect``."""
+        self.batches[name]["metadata"]["deletionTimestamp"] = self.stamp
+        self._stamped(self.batches[name])
+
+    def collect(self, outcome: Outcome | None = None, *, exit_code: int = 75) -> Self:
+        """What was marked for deletion goes; a pod that still ran leaves its last words first."""
+        for name in [name for name, body in self.batches.items() if body["metadata"].get("deletionTimestamp")]:
+            pod = self.pods.pop(f"{name}-0", None)
+            if pod and outcome and "containerStatuses" not in pod["status"]:
+                ended = {"exitCode": exit_code, "message": outcome.bounded(), "finishedAt": self.stamp}
+                pod["status"] |= {"phase": "Failed", "containerStatuses": [{"state": {"terminated": ended}}]}
+            if pod:
+                self.pod_memories.append(Pod.of(pod).remembered())
+            self.memories.append(Batch.of(self.batches.pop(name)).remembered())
+        return self
+
+    def active(self) -> int:
+        """Training Jobs that have, or may still start, a pod."""
+        bodies = [Batch.of(body) for body in self.batches.values()]
+        return sum(1 for batch in bodies if batch.role == names.Role.TRAIN and not batch.finished)
+
+
+def a_prepared_world(job: JobBuilder | None = None, **fields: Any) -> World:
+    """A world whose first attempt has just been started."""
+    world = World(job, **fields)
+    world.settle()
+    world.finish("a-prepare", PREPARED)
+    world.settle()
+    return world

@@ -1,0 +1,173 @@
+"""Training attempts as processes of their own, that tests may kill.
+
+    with Attempts(tmp_path) as attempts:
+        code = attempts.run(config, attempt=1, kill_at_write=3)
+
+Importing torch takes seconds, so one nursery process does it once and forks for each attempt; the fork has computed nothing yet, so it is as a new
+process would be. Started as ``python -m tests.support.trainer_runs``, it reads one JSON command a line.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tunewright_crds.pod import Outcome, PodConfig
+
+LIMIT_SECONDS: Final = 120.0
+_ROOT: Final = Path(__file__).parents[2]
+
+
+class Attempts:
+    """Runs attempts one after another, each with a scratch folder of its own; the store is the folder ``store`` of ``work``, or S3."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.message = work / "termination-message"
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "TUNEWRIGHT_TERMINATION_MESSAGE": str(self.message),
+            "PYTHONPATH": str(_ROOT),
+        }
+        self._nursery = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.trainer_runs"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=_ROOT,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.close()
+        try:
+            self._nursery.wait(LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._nursery.kill()
+            self._nursery.wait()
+        assert self._nursery.stdout is not None
+        self._nursery.stdout.close()
+
+    def start(self, config: PodConfig, *, attempt: int, digest: str, **harm: Any) -> None:
+        """Begin an attempt. ``harm``: ``kill_at_write=N``, ``terminate_at_step=N``; ``s3`` true takes the config's storage."""
+        self.message.unlink(missing_ok=True)
+        command = {"config": config.model_dump(mode="json", by_alias=True), "attempt": attempt, "digest": digest, "work": str(self.work), **harm}
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.write(json.dumps(command) + "\n")
+        self._nursery.stdin.flush()
+
+    def wait(self) -> int:
+        """The exit code of the attempt that was begun; minus the signal that killed it."""
+        assert self._nursery.stdout is not None
+        line = self._nursery.stdout.readline()
+        assert line, "the nursery of training processes died"
+        return int(line)
+
+    def run(self, config: PodConfig, *, attempt: int, digest: str, **harm: Any) -> int:
+        """One attempt to its end."""
+        self.start(config, attempt=attempt, digest=digest, **harm)
+        return self.wait()
+
+    def outcome(self) -> Outcome:
+        """What the last attempt reported."""
+        return Outcome.model_validate_json(self.message.read_text(encoding="utf-8"))
+
+
+def _nursery() -> None:
+    import peft  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import tunewright_trainer.train.recipe  # noqa: F401
+
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            try:
+                _attempt(json.loads(line))
+            finally:
+                os._exit(99)  # the attempt itself ends the process; this is for mistakes of this file
+        status = os.waitpid(child, 0)[1]
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _attempt(command: dict[str, Any]) -> None:
+    """What `tunewright-trainer train` does, with the harm that the test asked for."""
+    from tunewright_trainer import process, train
+    from tunewright_trainer.storage import LocalStore, open_store
+
+    process.watch_for_stop()
+    process.set_up_log()
+    config = _config(command["config"])
+    work = Path(command["work"])
+    store = open_store(config.storage, work / "keys") if command.get("s3") else _deadly(LocalStore)(work / "store", command.get("kill_at_write"))
+    if "terminate_at_step" in command:
+        _terminate_at(command["terminate_at_step"])
+    try:
+        with process.ending("train") as end:
+            end.outcome = train.run(
+                config,
+                attempt=command["attempt"],
+                dataset_digest=command["digest"],
+                work=work / f"scratch-{command['attempt']}",
+                store=store,
+            )
+    except SystemExit as stop:
+        os._exit(int(stop.code or 0))
+
+
+def _config(plain: dict[str, Any]) -> PodConfig:
+    from tunewright_crds.job import read_spec
+    from tunewright_crds.pod import JobIdentity, StorageSettings
+
+    return PodConfig.model_construct(
+        job=JobIdentity(**plain["job"]),
+        spec=read_spec(plain["spec"], local=True),
+        storage=StorageSettings(**plain["storage"]),
+        version=plain["version"],
+        progress_url=plain["progress_url"],
+    )
+
+
+def _deadly(kind: Any) -> Any:
+    """A local store that kills its process in the middle of a given write, counted from 1."""
+
+    class DeadlyStore(kind):  # type: ignore[misc]
+        def __init__(self, root: Path, kill_at: int | None) -> None:
+            super().__init__(root)
+            self._kill_at = kill_at
+            self._writes = 0
+
+        def _write(self, key: str, fill: Any) -> None:
+            self._writes += 1
+            if self._writes == self._kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super()._write(key, fill)
+
+    return DeadlyStore
+
+
+def _terminate_at(step: int) -> None:
+    """SIGTERM, twice as an impatient kubelet might, while a step is computed."""
+    from tunewright_trainer.train import recipe
+
+    plain = recipe.Run.step
+
+    def terminated(run: recipe.Run) -> None:
+        if run.counters.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(run)
+
+    recipe.Run.step = terminated  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    _nursery()
