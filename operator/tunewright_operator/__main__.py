@@ -31,6 +31,8 @@ log = logging.getLogger("tunewright_operator")
 EXIT_FAILED: Final = 1
 EXIT_SETTINGS: Final = 64
 _PROBE_SECONDS: Final = 10.0
+# Soon after the start, for what was deleted between our own first list and the watch's.
+_FIRST_RESYNC_SECONDS: Final = 20.0
 # Corrections in so many resyncs in a row, and no event between them, mean that watch events no longer arrive.
 _STALE_RESYNCS: Final = 2
 
@@ -123,6 +125,7 @@ async def _lead_and_work(
         condition.ready = True
         await leadership.acquire()
         parts.create_task(leadership.keep())
+        await _take_stock(controller)
         parts.create_task(controller.jobs.run())
         parts.create_task(controller.serving.run())
         parts.create_task(_resync(settings, controller, condition))
@@ -144,6 +147,17 @@ async def _wait_for_the_definitions(cluster: Cluster) -> None:
         await asyncio.sleep(2)
 
 
+async def _take_stock(controller: Controller) -> None:
+    """Lists everything before the first pass: a job whose children are not known yet would have them asked for one by one."""
+    while True:
+        try:
+            await controller.resync()
+            return
+        except ClusterError as error:
+            log.warning("waiting for the API server: %s", error)
+        await asyncio.sleep(2)
+
+
 async def _watch(settings: Settings, controller: Controller, info: kopf.ConnectionInfo, stop: asyncio.Event) -> None:
     """kopf, embedded. It takes the signals for itself, so its quiet end is our wish to stop."""
     kopf_stop = asyncio.Event()
@@ -152,6 +166,8 @@ async def _watch(settings: Settings, controller: Controller, info: kopf.Connecti
             registry=registry(controller, info),
             settings=kopf_settings(),
             standalone=True,
+            # kopf would look up the user's name, and a pod's user has none. Its own type of this is private.
+            identity=settings.identity,  # type: ignore[arg-type]
             clusterwide=not settings.watched_namespaces,
             namespaces=settings.watched_namespaces,
             stop_flag=kopf_stop,
@@ -171,13 +187,16 @@ async def _probe(cluster: Cluster, condition: health.Health) -> None:
 
 async def _resync(settings: Settings, controller: Controller, condition: health.Health) -> None:
     stale, events = 0, 0
+    pause = min(_FIRST_RESYNC_SECONDS, settings.resync_seconds)
     while True:
-        await asyncio.sleep(settings.resync_seconds * random.uniform(0.9, 1.1))
+        await asyncio.sleep(pause * random.uniform(0.9, 1.1))
+        pause = settings.resync_seconds
         try:
             corrections = await controller.resync()
         except ClusterError as error:
             log.warning("no resync: %s", error)
             continue
+        controller.metrics.corrections.inc(corrections)
         silent = controller.watch_events == events
         stale, events = (stale + 1 if corrections and silent else 0), controller.watch_events
         condition.watch_is_stale = stale >= _STALE_RESYNCS
