@@ -4,6 +4,7 @@ import hashlib
 from datetime import datetime, timedelta
 from typing import Final
 
+from tunewright_crds import names
 from tunewright_crds.errors import FailureClass, FailureCode
 from tunewright_crds.job import MAX_ATTEMPTS_TOLD, AttemptStatus, Requeue
 from tunewright_crds.names import Condition, Phase, Reason
@@ -89,7 +90,8 @@ def _watch(work: Work, attempt: AttemptStatus, batch: Batch, pod: Pod | None) ->
         work.mark(Condition.TRAINING, "True", Reason.RUNNING, f"attempt {attempt.number} runs")
         return
     reason, message = hindrance(pod)
-    work.mark(Condition.TRAINING, "False", reason, f"attempt {attempt.number}: {message}")
+    if reason != Reason.STARTING or work.reason_of(Condition.TRAINING) != Reason.STARTING:  # a start's steps are not worth a write each
+        work.mark(Condition.TRAINING, "False", reason, f"attempt {attempt.number}: {message}")
     if reason == Reason.IMAGE_PULL and pod:
         work.wake(pod.id.created + timedelta(seconds=work.settings.pending_seconds))
 
@@ -233,7 +235,7 @@ def train(work: Work) -> bool:
         dataset=dataset.digest if dataset else "",
         halvings=work.status.restarts.out_of_memory,
     )
-    obstacle = work.seen.obstacles.get(manifest["metadata"]["name"])
+    obstacle = work.seen.obstacles.get(manifest["metadata"]["name"]) or work.seen.obstacles.get(names.config_name(job.name, job.uid))
     if obstacle:
         work.mark(Condition.TRAINING, "False", Reason.STARTING, obstacle)
         work.wake_in(OBSTACLE_SECONDS)

@@ -294,7 +294,6 @@ class Controller:
         models, deployments = self.stores.models, self.stores.deployments
         corrections += await self._resync_kind("TunedModel", models, Served.of, models.put, models.drop, "")
         corrections += await self._resync_kind("Deployment", deployments, Deployed.of, deployments.put, deployments.drop, ours)
-        self.metrics.corrections.inc(corrections)
         for key in list(self.stores.jobs.by_key):
             self.jobs.poke(key)
         for namespace, name in {key for view in models.by_key.values() for key in engine_keys(view)} | set(deployments.by_key):

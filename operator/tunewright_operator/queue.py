@@ -7,7 +7,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
 
@@ -26,19 +25,18 @@ class KeyedQueue(Generic[K]):
         self._work = work
         self._width = width
         self._on_error = on_error
-        self._ready: deque[K] = deque()
+        self._ready: asyncio.Queue[K] = asyncio.Queue()
         self._queued: set[K] = set()
         self._running: set[K] = set()
         self._again: set[K] = set()  # poked while running
         self._timers: dict[K, tuple[float, asyncio.TimerHandle]] = {}
         self._failures: dict[K, int] = {}
-        self._wakeup = asyncio.Event()
         self._closed = False
 
     @property
     def depth(self) -> int:
         """Keys that wait for a worker."""
-        return len(self._ready)
+        return self._ready.qsize()
 
     def poke(self, key: K) -> None:
         """Asks for a run of ``key`` as soon as may be."""
@@ -46,8 +44,7 @@ class KeyedQueue(Generic[K]):
             self._again.add(key)
         elif key not in self._queued:
             self._queued.add(key)
-            self._ready.append(key)
-            self._wakeup.set()
+            self._ready.put_nowait(key)
 
     def poke_in(self, key: K, seconds: float) -> None:
         """Asks for a run after some seconds; of several wishes the earliest holds."""
@@ -79,10 +76,7 @@ class KeyedQueue(Generic[K]):
 
     async def _serve(self) -> None:
         while True:
-            while not self._ready:
-                self._wakeup.clear()
-                await self._wakeup.wait()
-            key = self._ready.popleft()
+            key = await self._ready.get()
             self._queued.discard(key)
             self._running.add(key)
             try:

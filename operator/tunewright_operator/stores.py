@@ -4,6 +4,7 @@ Whatever comes in a different order, the newest wins. A watch that was cut may h
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -71,14 +72,20 @@ class Stores:
 
     def put_job(self, job: Job) -> bool:
         """Keeps a job."""
+        before = self.jobs.by_key.get((job.id.namespace, job.id.name))
         if not self.jobs.put(job):
             return False
+        if before and before.id.uid != job.id.uid:
+            self._forget_job(before.id)
         self._job_keys[job.id.uid] = (job.id.namespace, job.id.name)
         return True
 
     def drop_job(self, identity: Identity) -> None:
         """Forgets a job with every memory of its children."""
         self.jobs.drop(identity)
+        self._forget_job(identity)
+
+    def _forget_job(self, identity: Identity) -> None:
         self._job_keys.pop(identity.uid, None)
         for batch in list(self._batches_of.get(identity.uid, {}).values()):
             if batch.gone:
@@ -108,7 +115,10 @@ class Stores:
                 self._forget_batch(batch)
 
     def put_pod(self, pod: Pod) -> bool:
-        """Keeps a pod."""
+        """Keeps a pod. One that was orphaned (deleted its Job, not its pod) still works for its job until it ends."""
+        before = self.pods.by_key.get((pod.id.namespace, pod.id.name))
+        if before and before.id.uid == pod.id.uid and not pod.owner:
+            pod = replace(pod, owner=before.owner)
         if not self.pods.put(pod):
             return False
         if pod.engine:
@@ -127,7 +137,10 @@ class Stores:
         elif pod.owner in self._owner_of_batch:
             self._pods_of[pod.owner][identity.uid] = pod.remembered()
         else:
-            self._pods_of.pop(pod.owner, None)
+            siblings = self._pods_of.get(pod.owner, {})
+            siblings.pop(identity.uid, None)
+            if not siblings:
+                self._pods_of.pop(pod.owner, None)
         return pod
 
     def job_of_pod(self, pod: Pod) -> Key | None:

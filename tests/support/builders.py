@@ -144,9 +144,16 @@ class World:
         return writes
 
     def _write_status(self, status: JobStatus) -> None:
-        stored = self.job.get("status") or {}
-        if status_changes(stored, dump(self.status), dump(status), keep="progress"):
-            self.job["status"] = dump(status)
+        changes = status_changes(self.job.get("status") or {}, dump(self.status), dump(status), keep="progress")
+        for change in changes:
+            *_, field = change["path"].split("/")
+            if change["path"] == "/status":
+                self.job["status"] = change["value"]
+            elif change["op"] == "add":
+                self.job["status"][field] = change["value"]
+            else:
+                del self.job["status"][field]
+        if changes:
             self._stamped(self.job)
         told = {names.attempt_name("a", attempt.number) for attempt in status.attempts if attempt.end_time}
         self.memories = [batch for batch in self.memories if batch.id.name not in told]
@@ -215,6 +222,10 @@ class World:
     def lose_pod(self, name: str) -> Self:
         """The pod vanishes without a word; the Job fails for it."""
         self.pods.pop(f"{name}-0", None)
+        return self.fail_batch(name)
+
+    def fail_batch(self, name: str) -> Self:
+        """The Job controller sees that its pod failed."""
         self.batches[name]["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
         self._stamped(self.batches[name])
         return self
