@@ -14,7 +14,7 @@ $(CACHE)/uv/bin/uv:
 	python3 -m venv $(CACHE)/uv && $(CACHE)/uv/bin/pip install --quiet uv
 
 .venv/.ready: uv.lock pyproject.toml | $(filter $(CACHE)/%,$(UV))
-	$(UV) sync --frozen --all-extras --quiet
+	$(UV) sync --frozen --all-extras --quiet --compile-bytecode
 	@touch $@
 
 demo: .venv/.ready ## the quick start: a cluster, a tuned model that answers, in two minutes once everything is built
