@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from hypothesis import HealthCheck, given, note
+from hypothesis import HealthCheck, example, given, note
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from tests.support.builders import PREPARED, TRAINED, World, failure, stopped
+from tests.support.builders import PREPARED, TRAINED, World, a_prepared_world, failure, stopped
 from tunewright_crds.errors import FailureCode
 from tunewright_crds.names import Role
 from tunewright_operator.observed import Batch
@@ -41,6 +41,10 @@ HAPPENINGS: dict[str, Callable[[World], object]] = {
     "trained": to(Role.TRAIN, lambda w, n: w.finish(n, TRAINED)),
     "broke": to(Role.TRAIN, lambda w, n: w.finish(n, failure(FailureCode.STORAGE_UNAVAILABLE), exit_code=69)),
     "out of memory": to(Role.TRAIN, lambda w, n: w.finish(n, exit_code=137, reason="OOMKilled")),
+    "no image": to(
+        Role.TRAIN,
+        lambda w, n: w.start(n, phase="Pending", containerStatuses=[{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]).pass_time(700),
+    ),
     "pod lost": to(Role.TRAIN, lambda w, n: w.start(n).lose_pod(n)),
     "Job deleted": to(Role.TRAIN, lambda w, n: w.delete_batch(n)),
     "preparation deleted": to(Role.PREPARE, lambda w, n: w.delete_batch(n)),
@@ -51,23 +55,30 @@ HAPPENINGS: dict[str, Callable[[World], object]] = {
     "a minute": lambda w: w.pass_time(60),
     "ten minutes": lambda w: w.pass_time(600),
     "restart": forget,
-    "pass": lambda w: w.reconcile(),
-    "pass of the blind": lambda w: w.reconcile(blind=frozenset(list(w.batches)[-1:])),
-    "crash after one write": lambda w: w.reconcile(upto=1),
-    "crash before any write": lambda w: w.reconcile(upto=0),
+    "nothing": lambda w: None,
 }
+PASSES: dict[str, Callable[[World], object]] = {
+    "a pass": lambda w: w.reconcile(),
+    "no pass yet": lambda w: None,
+    "a pass of the blind": lambda w: w.reconcile(blind=frozenset(list(w.batches)[-1:])),
+    "a crash after one write": lambda w: w.reconcile(upto=1),
+    "a crash before any write": lambda w: w.reconcile(upto=0),
+}
+STEP = st.tuples(st.sampled_from(sorted(HAPPENINGS)), st.sampled_from(["a pass", *sorted(PASSES)]))
 
 
 @tries(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.sampled_from(sorted(HAPPENINGS)), max_size=40))
-def test_never_two_active_attempts(story: list[str]) -> None:
-    world = World()
-    numbers: list[int] = []
-    for word in story:
-        note(word)
+@example(True, [("no image", "a pass"), ("ten minutes", "a pass"), ("ten minutes", "a pass")])  # given up, still shutting down
+@given(st.booleans(), st.lists(STEP, max_size=30))
+def test_never_two_active_attempts(prepared: bool, story: list[tuple[str, str]]) -> None:
+    world = a_prepared_world() if prepared else World()
+    numbers = [1] if prepared else []
+    for happening, look in story:
+        note(f"{happening}, then {look}")
+        HAPPENINGS[happening](world)
         terminal_before = world.status.phase.terminal
         made_before = set(world.batches)
-        HAPPENINGS[word](world)
+        PASSES[look](world)
         made = [Batch.of(world.batches[name]) for name in world.batches if name not in made_before]
         numbers += [batch.attempt for batch in made if batch.role == Role.TRAIN]
         assert world.active() <= 1
