@@ -158,7 +158,7 @@ def _pod(config: PodConfig, job: Identity, settings: Settings, *, role: Role, ar
             ],
             priorityClassName=wanted.priority_class_name if role is Role.TRAIN else "",
             serviceAccountName=wanted.service_account_name,
-            runtimeClassName=settings.trainer_runtime_class if gpus else "",
+            runtimeClassName=settings.runtime_class(gpus),
         ),
         "containers": [container | {"volumeMounts": mounts, "env": _environment(wanted.cpu)}],
         "volumes": volumes,
@@ -294,7 +294,7 @@ def serving_pod(
     return {
         "terminationGracePeriodSeconds": 30,
         **pod_safety(),
-        **_present(runtimeClassName=settings.trainer_runtime_class if gpus else ""),
+        **_present(runtimeClassName=settings.runtime_class(gpus)),
         "containers": [
             container
             | {

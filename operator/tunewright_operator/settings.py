@@ -16,7 +16,8 @@ class Settings(BaseSettings):
 
     trainer_image: str = Field(description="Image of data preparation, training and serving; a job may name its own for the first two.")
     trainer_image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = Field("", description="Empty: the cluster's default.")
-    trainer_runtime_class: str = Field("", description="runtimeClassName of pods that ask for GPUs. Empty: none.")
+    trainer_runtime_class: str = Field("", description="runtimeClassName of the trainer image's pods. Empty: none.")
+    gpu_runtime_class: str = Field("", description="The same for pods that ask for GPUs, such as nvidia. Empty: as for the others.")
 
     storage_bucket: str = Field(description="The platform's bucket.")
     storage_prefix: str = Field("", description="Folder within it.")
@@ -46,6 +47,10 @@ class Settings(BaseSettings):
     def watched_namespaces(self) -> tuple[str, ...]:
         """The namespaces to work in; none: all of them."""
         return tuple(name for part in self.namespaces.split(",") if (name := part.strip()))
+
+    def runtime_class(self, gpus: int) -> str:
+        """runtimeClassName of a pod that asks for so many GPUs; empty: none."""
+        return (gpus and self.gpu_runtime_class) or self.trainer_runtime_class
 
     @property
     def storage(self) -> StorageSettings:

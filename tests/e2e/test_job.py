@@ -55,12 +55,8 @@ def running_trainer(tenant: Tenant, name: str) -> str | None:
 def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict[str, str], tmp_path: Path) -> None:
     deploy = {"enabled": True, "resources": {"cpu": "500m", "memory": "2Gi"}}
     tenant.apply(a_job("main", **inputs, deploy=deploy, output={"modelName": "helper", "formats": ["adapter", "merged"]}))
-    tenant.stack.kubectl(
-        "wait", "--for=condition=Complete", "itj/main", "-n", tenant.namespace, f"--timeout={JOB_SECONDS}s", timeout=JOB_SECONDS + 10
-    )
-
-    status = tenant.status("main")
-    assert status["phase"] == "Succeeded"
+    status = tenant.wait_phase("main", "Succeeded")
+    tenant.stack.kubectl("wait", "--for=condition=Complete", "itj/main", "-n", tenant.namespace, "--timeout=10s")
     assert [attempt["reason"] for attempt in status["attempts"]] == ["Succeeded"]
     assert status["dataset"]["trainExamples"] + status["dataset"]["validationExamples"] == 60
     assert status["progress"]["step"] == status["progress"]["maxSteps"] == 8

@@ -138,7 +138,19 @@ class Stack:
         chosen = [argument for key, value in values.items() for argument in ("--set", f"{key}={value}")]
         self.make_bucket(BUCKET)
         command = ("upgrade", "--install", RELEASE, "charts/tunewright", "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait")
-        self.helm(*command, f"--timeout={INSTALL_SECONDS}s", *chosen)
+        try:
+            self.helm(*command, f"--timeout={INSTALL_SECONDS}s", *chosen)
+        except CommandFailed as failed:
+            raise CommandFailed(f"{failed}\n{self.system_pods()}") from None
+
+    def system_pods(self) -> str:
+        """State and last words of the platform's own pods, for a message of what went wrong."""
+        where = ("-n", SYSTEM_NAMESPACE)
+        logs = [
+            f"--- {name}\n{self.kubectl('logs', name, *where, '--tail=20', '--ignore-errors')}"
+            for name in self.kubectl("get", "pods", *where, "-o", "name").split()
+        ]
+        return "\n".join([self.kubectl("get", "pods", *where), *logs])
 
     def helm(self, *arguments: str) -> str:
         """helm on this cluster."""

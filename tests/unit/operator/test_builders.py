@@ -30,7 +30,7 @@ def pods(wanted: JobSpec, chosen: Settings, job: Identity = JOB, *, halvings: in
 def engine(**fields: Any) -> Any:
     """The pod of an engine."""
     told = {"base": "s3://models/b/", "namespace": "ns", "model_id": "", "credentials": "", "cpu": "1500m", "memory": "4Gi", "gpus": 0}
-    return builders.serving_pod(**{**told, "settings": settings(trainer_runtime_class="nvidia"), **fields})
+    return builders.serving_pod(**{**told, "settings": settings(gpu_runtime_class="nvidia"), **fields})
 
 
 def test_every_pod_meets_the_restricted_standard_and_has_no_token_of_the_api_server() -> None:
@@ -74,7 +74,7 @@ def test_pods_read_secrets_as_files_and_the_progress_token_is_good_for_nothing_e
 
 def test_only_training_asks_for_a_gpu_its_runtime_and_its_priority() -> None:
     wanted = spec(resources={"gpus": 1, "gpuResource": "example.com/gpu", "cpu": "1500m", "priorityClassName": "high"})
-    prepare, train = pods(wanted, settings(trainer_runtime_class="nvidia"))
+    prepare, train = pods(wanted, settings(gpu_runtime_class="nvidia"))
     assert train["containers"][0]["resources"]["limits"]["example.com/gpu"] == "1"
     assert (train["runtimeClassName"], train["priorityClassName"]) == ("nvidia", "high")
     assert "example.com/gpu" not in prepare["containers"][0]["resources"]["limits"]
@@ -83,6 +83,12 @@ def test_only_training_asks_for_a_gpu_its_runtime_and_its_priority() -> None:
     assert {"name": "OMP_NUM_THREADS", "value": "2"} in train["containers"][0]["env"]
     assert "runtimeClassName" not in engine()
     assert engine(gpus=2)["runtimeClassName"] == "nvidia"
+
+
+def test_a_runtime_class_for_all_holds_for_gpus_too_unless_they_have_their_own() -> None:
+    for gpu_class, expected in (("", ("sandbox", "sandbox")), ("nvidia", ("sandbox", "nvidia"))):
+        chosen = settings(trainer_runtime_class="sandbox", gpu_runtime_class=gpu_class)
+        assert tuple(pod["runtimeClassName"] for pod in pods(spec(resources={"gpus": 1}), chosen)) == expected
 
 
 def test_what_a_job_asks_of_its_node_reaches_its_pods() -> None:
