@@ -53,9 +53,7 @@ def main() -> None:
 async def operate(settings: Settings) -> int:
     """Runs the operator; returns the exit code."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _stop_on_signals(stop)
     info = connection()
     metrics = Metrics()
     async with Cluster(info) as cluster, Engines() as engines:
@@ -83,6 +81,11 @@ async def operate(settings: Settings) -> int:
         finally:
             await leadership.release()
             await server.cleanup()
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 async def _first_of(work: asyncio.Task[None], stop: asyncio.Event) -> int:
@@ -159,9 +162,10 @@ async def _take_stock(controller: Controller) -> None:
 
 
 async def _watch(settings: Settings, controller: Controller, info: kopf.ConnectionInfo, stop: asyncio.Event) -> None:
-    """kopf, embedded. It takes the signals for itself, so its quiet end is our wish to stop."""
-    kopf_stop = asyncio.Event()
-    try:
+    """kopf, embedded. Its quiet end is a wish to stop that came while it starts, when it has the signals for itself."""
+    started = asyncio.Event()
+    async with asyncio.TaskGroup() as parts:
+        taking_back = parts.create_task(_take_the_signals_back(started, stop))
         await kopf.operator(
             registry=registry(controller, info),
             settings=kopf_settings(),
@@ -170,11 +174,16 @@ async def _watch(settings: Settings, controller: Controller, info: kopf.Connecti
             identity=settings.identity,  # type: ignore[arg-type]
             clusterwide=not settings.watched_namespaces,
             namespaces=settings.watched_namespaces,
-            stop_flag=kopf_stop,
+            ready_flag=started,
         )
-    finally:
-        kopf_stop.set()
+        taking_back.cancel()
     stop.set()
+
+
+async def _take_the_signals_back(started: asyncio.Event, stop: asyncio.Event) -> None:
+    """On its own way out kopf waits five seconds for tasks that it takes for its own; cancelled by us it ends at once."""
+    await started.wait()
+    _stop_on_signals(stop)
 
 
 async def _probe(cluster: Cluster, condition: health.Health) -> None:
