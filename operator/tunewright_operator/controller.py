@@ -99,7 +99,7 @@ class Controller:
             plan = reconcile(seen, self.settings)
             plan.create.clear()
         if plan.publish:
-            self.stores.models.put(Served.of(await self.cluster.apply(plan.publish)))
+            self.take_model(Served.of(await self.cluster.apply(plan.publish)))
         await self._write_status(seen, plan.status)
         for told in plan.events:
             await self._tell(seen.job.id, told)
@@ -150,6 +150,8 @@ class Controller:
             raise
         self.stores.put_job(Job.of(live))
         self.stores.forget_the_told(seen.job, told=_told_children(seen.job.id, status))
+        if status.phase != before.get("phase"):
+            log.info("%s/%s is %s%s", live["metadata"]["namespace"], live["metadata"]["name"], status.phase, _because(status))
         self._count(seen.job.id.namespace, before, status)
 
     def _count(self, namespace: str, before: Manifest, status: JobStatus) -> None:
@@ -215,6 +217,15 @@ class Controller:
                 self.stores.drop_pod(pod.id)
 
     # Engines
+
+    def take_model(self, view: Served, *, deleted: bool = False) -> bool:
+        """Keeps a TunedModel; its engine, and the one that it leaves, hear of it. Returns whether anything changed."""
+        had = self.stores.models.by_key.get((view.id.namespace, view.id.name))
+        if not (self.stores.models.drop(view.id) if deleted else self.stores.models.put(view)):
+            return False
+        for key in {key for seen in (had, view) if seen for key in engine_keys(seen)}:
+            self.serving.poke(key)
+        return True
 
     async def look_after_engine(self, key: Key) -> None:
         """One pass over one engine; ``key``: namespace and name of the engine."""
@@ -354,6 +365,10 @@ def status_changes(stored: Manifest, before: Manifest, after: Manifest, *, keep:
     changed = [name for name in {**before, **after} if name != keep and before.get(name) != after.get(name)]
     set_ = [{"op": "add", "path": f"/status/{name}", "value": after[name]} for name in changed if name in after]
     return set_ + [{"op": "remove", "path": f"/status/{name}"} for name in changed if name not in after and name in stored]
+
+
+def _because(status: JobStatus) -> str:
+    return f": {status.error.code}: {status.error.message}" if status.error else ""
 
 
 def _told_children(job: Identity, status: JobStatus) -> set[str]:

@@ -10,8 +10,8 @@ from typing import Any, Final
 import kopf
 
 from tunewright_crds import names
-from tunewright_operator.controller import Controller, engine_keys
-from tunewright_operator.models import UNSERVED, Wanted
+from tunewright_operator.controller import Controller
+from tunewright_operator.models import Wanted
 from tunewright_operator.observed import Batch, Deployed, Identity, Job, Pod, Served
 from tunewright_operator.stores import Key
 
@@ -79,7 +79,6 @@ class Feed:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._stores = controller.stores
-        self._engine_of: dict[str, str] = {}  # by UID of the TunedModel: an engine that a model leaves must hear of it too
 
     def job(self, body: dict[str, Any], deleted: bool) -> None:
         """An InstructionTuningJob."""
@@ -111,15 +110,9 @@ class Feed:
     def model(self, body: dict[str, Any], deleted: bool) -> None:
         """A TunedModel: concerns its engine, the engine that it had, and the job that made it."""
         view = Served.of(body)
-        if not (self._stores.models.drop(view.id) if deleted else self._stores.models.put(view)):
+        if not self._controller.take_model(view, deleted=deleted):
             return
         wanted = Wanted.of(view)
-        engine = wanted.engine if wanted and not deleted else UNSERVED
-        had = self._engine_of.pop(view.id.uid, engine)
-        if not deleted:
-            self._engine_of[view.id.uid] = engine
-        for name in {engine, had} | ({key[1] for key in engine_keys(view)} if deleted else set()):
-            self._controller.serving.poke((view.id.namespace, name))
         if wanted and wanted.spec.source.job:
             self._poke_job((view.id.namespace, wanted.spec.source.job))
 
