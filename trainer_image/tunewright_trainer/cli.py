@@ -108,6 +108,7 @@ def run(manifest: Manifest, output: Output) -> None:
 
 
 def _run_here(config: PodConfig, output: Path) -> Outcome:
+    from tunewright_crds.storage import metrics_key
     from tunewright_trainer import prepare as preparing
     from tunewright_trainer import train as training
     from tunewright_trainer.storage import LocalStore
@@ -117,7 +118,8 @@ def _run_here(config: PodConfig, output: Path) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="tunewright-") as work:
         prepared = preparing.run(config, work=Path(work), store=store)
         assert prepared.dataset is not None
-        outcome = training.run(config, attempt=1, dataset_digest=prepared.dataset.digest, halvings=0, work=Path(work), store=store)
+        attempt = 1 + sum(1 for _ in store.list(f"{metrics_key(config.job.namespace, config.job.uid)}/"))  # each has a history of its own
+        outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=Path(work), store=store)
     outcome.dataset = prepared.dataset
     _tell_data(outcome, output)
     if outcome.artifact:

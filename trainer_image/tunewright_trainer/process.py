@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Final
 
 from tunewright_crds import names
-from tunewright_crds.errors import ExitCode, FailureCode, Refusal
+from tunewright_crds.errors import ADVICE, ExitCode, FailureCode, Refusal
 from tunewright_crds.pod import Failed, Outcome, clean
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def raise_if_stopped() -> None:
 
 @contextmanager
 def ending(verb: str, *, quote_errors: bool = True) -> Iterator[Ending]:
-    """Ends the process as the platform expects: one readable line in the log, the termination message, and `SystemExit` with the exit code.
+    """Ends the process as the platform expects: a readable line or two in the log, the termination message, and `SystemExit` with the exit code.
 
     Inside, a verb sets `.outcome`, or raises: `Stopped`, `Refusal`, or anything else, which is a fault of ours. An `outcome` attribute that
     `telling` left on the error is reported with it. `quote_errors` false keeps the texts of unforeseen errors, which may quote data, out of log and message.
@@ -78,6 +78,7 @@ def ending(verb: str, *, quote_errors: bool = True) -> Iterator[Ending]:
         end.outcome.error = Failed(code=refusal.code, message=refusal.message, param=refusal.param)
         code = refusal.exit_code
         log.error("%s failed: %s%s", verb, clean(refusal.message), f" ({clean(refusal.param)})" if refusal.param else "")
+        log.error("what to do: %s", ADVICE[refusal.code])
     write_termination_message(end.outcome)
     logging.shutdown()
     raise SystemExit(int(code))

@@ -15,6 +15,7 @@ PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Each is as long as a tokenizer and its settings may need, and no weights.
 _SMALL: Final = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
 _CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -65,11 +66,19 @@ def check_causal(model: BaseModel) -> None:
 
     kind = model.config.get("model_type")
     if model.config.get("is_encoder_decoder") or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        named = f"model_type {str(kind)[:64]!r}" if kind else "a config.json without model_type"
+        said = f"model_type {str(kind)[:64]!r}" if kind else "a config.json without model_type"
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED,
-            f"{named} is no causal language model that transformers knows without the model's own code",
+            f"{said} is no causal language model that transformers knows without the model's own code",
             param=PARAM,
+        )
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
+    known = [known] if isinstance(known, str) else known
+    # Some encoders, such as BERT, have a causal form beside their own: what the weights are is in `architectures`.
+    named = [str(name) for name in model.config.get("architectures") or []]
+    if named and not any(name in known or name.endswith(_CAUSAL) for name in named):
+        raise Refusal(
+            FailureCode.MODEL_UNSUPPORTED, f"the weights are those of {', '.join(named)[:128]}, no causal language model", param=PARAM
         )
 
 

@@ -24,6 +24,7 @@ COMPRESSIONS: Final = (".gz", ".zst")
 _CHUNK: Final = 2**20
 _ZSTD_CHUNK: Final = 1024  # a zstd block of 4 bytes may hold 128 KiB: 32 MiB at most from each chunk
 _PARQUET_ROWS: Final = 64
+_FEW_KEYS: Final = 64  # a row is searched once for each; a hostile one may have millions
 
 _MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet", b"PK\x03\x04": "zip"}
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -221,7 +222,7 @@ def _parsed(data: bytes) -> Row | Problem:
 
 def _repeated_key(row: Row, data: bytes) -> str | None:
     """A top-level key that occurs more than once, which the fast parser does not tell."""
-    if all(data.count(orjson.dumps(key)) < 2 for key in row):
+    if len(row) <= _FEW_KEYS and all(data.count(orjson.dumps(key)) < 2 for key in row):
         return None
     counts: dict[str, int] = {}
 
