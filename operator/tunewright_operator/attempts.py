@@ -22,8 +22,15 @@ _FREE_ENDS: Final = frozenset({Reason.PREEMPTED, Reason.NODE_LOST, Reason.STOPPE
 
 
 def hear_attempts(work: Work) -> bool:
-    """Learns what became of the attempts that there are."""
-    _take_in_unrecorded(work)
+    """Learns what became of the attempts that there are, in their order: a crash may keep an attempt's end and the next one's start out of the status."""
+    while not _hear_the_last(work):
+        if not _take_in_the_next(work):
+            return False
+    return True
+
+
+def _hear_the_last(work: Work) -> bool:
+    """Learns what became of the last attempt on record; True where the pass ends with that."""
     attempt = work.attempt
     if attempt is None or attempt.end_time is not None:
         _stop_the_ended(work)
@@ -50,11 +57,14 @@ def hear_attempts(work: Work) -> bool:
     return work.status.phase.terminal
 
 
-def _take_in_unrecorded(work: Work) -> None:
-    """Attempts whose Job was made just before a crash kept them out of the status."""
-    for batch in work.seen.attempts:
-        if batch.attempt > (work.attempt.number if work.attempt else 0):
-            _record(work, batch.attempt, batch.id.created)
+def _take_in_the_next(work: Work) -> bool:
+    """Records an attempt whose Job was made just before a crash; False where there is none."""
+    last = work.attempt
+    following = next((batch for batch in work.seen.attempts if batch.attempt > (last.number if last else 0)), None)
+    if following is None or (last and last.end_time is None):
+        return False
+    _record(work, following.attempt, following.id.created)
+    return True
 
 
 def _record(work: Work, number: int, start: datetime) -> None:
@@ -70,7 +80,7 @@ def _record(work: Work, number: int, start: datetime) -> None:
 def _stop_the_ended(work: Work) -> None:
     """A Job whose attempt is over on record was given up; a crash may have left it there."""
     for batch in work.seen.attempts:
-        if not batch.finished:
+        if work.attempt and batch.attempt <= work.attempt.number and not batch.finished:
             work.stop(batch)
 
 
@@ -89,6 +99,8 @@ def _watch(work: Work, attempt: AttemptStatus, batch: Batch, pod: Pod | None) ->
         attempt.node = pod.node
         work.mark(Condition.TRAINING, "True", Reason.RUNNING, f"attempt {attempt.number} runs")
         return
+    if pod and pod.finished:
+        return  # its Job will tell in a moment
     reason, message = hindrance(pod)
     if reason != Reason.STARTING or work.reason_of(Condition.TRAINING) != Reason.STARTING:  # a start's steps are not worth a write each
         work.mark(Condition.TRAINING, "False", reason, f"attempt {attempt.number}: {message}")

@@ -49,6 +49,6 @@ async def serve(health: Health, *, port: int, metrics_page: Callable[[], bytes])
     await runner.setup()
     site = web.TCPSite(runner, None, port)
     await site.start()
-    bound: int = runner.addresses[0][1]
+    bound: int = min(runner.addresses, key=len)[1]  # with port 0 IPv4 (a pair) and IPv6 (four parts) get a port each
     log.info("probes and metrics at port %d", bound)
     return runner, bound

@@ -408,3 +408,25 @@ def test_nothing_is_written_when_nothing_changed() -> None:
     assert not plan.create
     assert not plan.delete
     assert not plan.events
+
+
+def test_a_pod_that_ended_before_its_job_says_so_is_not_told_as_starting() -> None:
+    world = a_prepared_world().start(JOB)
+    world.settle()
+    world.finish(JOB, TRAINED)
+    del world.batches[JOB]["status"]
+    version = world.job["metadata"]["resourceVersion"]
+    world.settle()
+    assert world.job["metadata"]["resourceVersion"] == version
+
+
+def test_an_end_and_a_start_that_a_crash_kept_out_of_the_status_are_both_told() -> None:
+    world = a_prepared_world().finish(JOB, exit_code=137, reason="OOMKilled")
+    world.reconcile(upto=1)
+    assert "a-train-2" in world.batches
+    world.settle()
+    assert [(attempt.number, attempt.reason, attempt.micro_batch_halvings) for attempt in world.status.attempts] == [
+        (1, "OutOfMemory", 0),
+        (2, "Running", 1),
+    ]
+    assert (world.status.restarts.out_of_memory, world.most_active) == (1, 1)

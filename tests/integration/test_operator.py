@@ -1,0 +1,225 @@
+"""The operator as a process against a real API server: a job's life, and what can come in between."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.builders import JobBuilder, a_job
+from tests.support.control import Api, Manifest, Operator, Proxy, control_plane, eventually, operator
+from tests.support.kubelet import Ended, Kubelet, trains_well
+from tunewright_crds.names import Role
+
+
+@pytest.fixture(scope="module")
+def plane() -> Api:
+    return control_plane()
+
+
+@pytest.fixture
+async def world(plane: Api, tmp_path: Path) -> AsyncIterator["Here"]:
+    async with plane as api, Proxy(api) as proxy:
+        namespace = await api.make_namespace()
+        async with Kubelet(api, namespace) as kubelet:
+            yield Here(api, proxy, kubelet, namespace, tmp_path)
+        await api.empty(namespace)
+
+
+class Here:
+    """One namespace with everything around it."""
+
+    def __init__(self, api: Api, proxy: Proxy, kubelet: Kubelet, namespace: str, folder: Path) -> None:
+        self.api, self.proxy, self.kubelet, self.namespace, self.folder = api, proxy, kubelet, namespace, folder
+
+    def operator(self, **settings: str) -> contextlib.AbstractAsyncContextManager[Operator]:
+        return operator(self.proxy.kubeconfig(self.folder), self.namespace, self.folder, **settings)
+
+    async def apply(self, job: JobBuilder) -> Manifest:
+        job.manifest["metadata"]["namespace"] = self.namespace
+        return await self.api.create(job.manifest)
+
+    async def status(self, name: str = "a") -> dict[str, Any]:
+        job = await self.api.find("InstructionTuningJob", self.namespace, name)
+        found: dict[str, Any] = (job or {}).get("status") or {}
+        return found
+
+    async def until(self, what: str, holds: Callable[[dict[str, Any]], bool], one: Operator, name: str = "a") -> dict[str, Any]:
+        """The status of a job, once it is so."""
+
+        async def look() -> dict[str, Any] | None:
+            status = await self.status(name)
+            return status if holds(status) else None
+
+        found = await eventually(what, look, context=one.tail)
+        assert found
+        return found
+
+
+def phase(wanted: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda status: status.get("phase") == wanted
+
+
+def runs_on(role: Role, attempt: int, name: str) -> Ended | None:
+    """Data is prepared; training goes on until it is stopped."""
+    return trains_well(role, attempt, name) if role is Role.PREPARE else None
+
+
+def trains(status: dict[str, Any]) -> bool:
+    return any(entry["type"] == "Training" and entry["status"] == "True" for entry in status.get("conditions", ()))
+
+
+async def test_a_jobs_whole_life_takes_eight_writes_and_three_events(world: Here) -> None:
+    world.kubelet.follow(runs_on)
+    async with world.operator() as one:
+        await world.apply(a_job())
+        await world.until("the attempt runs", trains, one)
+        world.kubelet.follow(trains_well)
+        status = await world.until("done", phase("Succeeded"), one)
+        model = await world.api.find("TunedModel", world.namespace, "a")
+
+        async def told() -> bool:
+            code, page = await one.probe("/metrics")
+            return code == 200 and f'tunewright_jobs{{namespace="{world.namespace}",phase="Succeeded"}} 1.0' in page
+
+        await eventually("the metrics tell it", told, context=one.tail)
+        assert await one.stop() == 0
+    assert model is not None
+    assert model["spec"]["version"] == status["model"]["version"]
+    assert (status["attempts"][0]["reason"], status["attempts"][0]["reachedStep"]) == ("Succeeded", 100)
+    assert (world.kubelet.made(Role.PREPARE), world.kubelet.made(Role.TRAIN)) == (["a-prepare"], ["a-train-1"])
+    writes = [write for write in world.proxy.writes if world.namespace in write and "tunedmodels/a/status" not in write]
+    assert len([write for write in writes if write.endswith("/events")]) <= 3, writes
+    assert len([write for write in writes if not write.endswith("/events")]) <= 8, writes
+
+
+async def test_suspended_resumed_and_cancelled_as_its_owner_wishes(world: Here) -> None:
+    world.kubelet.follow(runs_on)
+    async with world.operator() as one:
+        await world.apply(a_job())
+        await world.until("the attempt runs", trains, one)
+        await world.api.patch("InstructionTuningJob", world.namespace, "a", {"spec": {"suspend": True}})
+        status = await world.until(
+            "held, with a checkpoint", lambda status: phase("Suspended")(status) and "endTime" in status["attempts"][0], one
+        )
+        assert (status["attempts"][0]["reason"], status["lastCheckpoint"]["step"]) == ("Suspended", 40)
+        await world.api.patch("InstructionTuningJob", world.namespace, "a", {"spec": {"suspend": False}})
+        await world.until("the second attempt runs", lambda status: trains(status) and len(status["attempts"]) == 2, one)
+        await world.api.patch("InstructionTuningJob", world.namespace, "a", {"spec": {"cancel": True}})
+        status = await world.until("cancelled", phase("Cancelled"), one)
+    assert [attempt["reason"] for attempt in status["attempts"]] == ["Suspended", "Cancelled"]
+    assert await world.api.find("TunedModel", world.namespace, "a") is None
+
+
+async def test_an_operator_that_starts_again_in_the_middle_changes_nothing(world: Here) -> None:
+    world.kubelet.follow(runs_on)
+    async with world.operator() as one:
+        await world.apply(a_job())
+        before = await world.until("the attempt runs", trains, one)
+        one.kill()
+        await one.running.wait()
+        written = len(world.proxy.writes)
+        await one.start()
+
+        async def leads() -> bool:
+            code, page = await one.probe("/metrics")
+            return code == 200 and f'tunewright_jobs{{namespace="{world.namespace}",phase="Training"}} 1.0' in page
+
+        await eventually("it knows the job", leads, context=one.tail)
+        # A pass over another job ends after those over the first: nothing is left to be done for that one.
+        await world.apply(a_job("b"))
+        await world.until("the other job trains", trains, one, "b")
+        assert await world.status() == before
+        assert [write for write in world.proxy.writes[written:] if write.endswith("/a/status")] == []
+        world.kubelet.follow(trains_well)
+        await world.until("done", phase("Succeeded"), one)
+    assert world.kubelet.made(Role.TRAIN) == ["a-train-1", "b-train-1"]
+
+
+async def test_a_job_made_anew_under_the_same_name_is_another_job(world: Here) -> None:
+    world.kubelet.follow(runs_on)
+    async with world.operator() as one:
+        first = await world.apply(a_job())
+        await world.until("the attempt runs", trains, one)
+        await world.api.delete("InstructionTuningJob", world.namespace, "a", propagationPolicy="Background")
+        second = await world.apply(a_job())
+
+        def waits(status: dict[str, Any]) -> bool:
+            return any("stands in the way" in entry["message"] for entry in status.get("conditions", ()))
+
+        await world.until("it waits for the old children to go", waits, one)
+        await world.kubelet.collect_garbage()
+        world.kubelet.follow(trains_well)
+        status = await world.until("done", phase("Succeeded"), one)
+    assert status["model"]["version"].endswith(second["metadata"]["uid"][:8])
+    assert first["metadata"]["uid"] != second["metadata"]["uid"]
+    assert world.kubelet.made(Role.TRAIN) == ["a-train-1", "a-train-1"], "one for each of the two jobs"
+
+
+async def test_without_the_api_server_health_says_so_and_afterwards_everything_goes_on(world: Here) -> None:
+    world.kubelet.follow(runs_on)
+    async with world.operator(HEALTH_SECONDS="2") as one:
+        await world.apply(a_job())
+        await world.until("the attempt runs", trains, one)
+
+        async def healthy() -> bool:
+            return (await one.probe("/healthz"))[0] == 200
+
+        async def ill() -> bool:
+            code, text = await one.probe("/healthz")
+            return code == 503 and "nothing was heard" in text
+
+        await eventually("it is well", healthy, context=one.tail)
+        world.proxy.die()
+        await eventually("it says that it hears nothing", ill, context=one.tail)
+        world.kubelet.follow(trains_well)  # the attempt ends, and a new job comes, while nobody can look
+        await world.apply(a_job("b"))
+        world.proxy.revive()
+        await eventually("it is well again", healthy, context=one.tail)
+        await world.until("the first job ends", phase("Succeeded"), one)
+        await world.until("the second job ends", phase("Succeeded"), one, "b")
+        assert one.running.returncode is None, one.tail()
+    assert world.kubelet.made(Role.TRAIN) == ["a-train-1", "b-train-1"]
+
+
+async def test_a_job_that_the_api_server_will_not_have_done_holds_up_nobody(world: Here) -> None:
+    async with world.operator() as one:
+        poison = a_job("poison").with_spec(resources={"nodeSelector": {"not a label!": "x"}})
+        await world.apply(poison)
+        for number in range(20):
+            await world.apply(a_job(f"good-{number}"))
+        for number in range(20):
+            await world.until("done", phase("Succeeded"), one, f"good-{number}")
+
+        def refused(status: dict[str, Any]) -> bool:
+            return any("was refused" in entry["message"] for entry in status.get("conditions", ()))
+
+        status = await world.until("the poisoned one says why", refused, one, "poison")
+    assert status["phase"] == "Preparing"
+
+
+async def test_of_two_replicas_one_leads_and_the_other_takes_over_when_it_is_killed(world: Here) -> None:
+    world.kubelet.follow(runs_on)
+    async with world.operator(IDENTITY="one", LEASE_SECONDS="5") as one:
+        await world.apply(a_job())
+        await world.until("the attempt runs", trains, one)
+        async with world.operator(IDENTITY="two", LEASE_SECONDS="5") as two:
+
+            async def stands_by() -> bool:
+                return (await two.probe("/readyz"))[0] == 200
+
+            async def leads() -> bool:
+                return "tunewright_leader 1.0" in (await two.probe("/metrics"))[1]
+
+            await eventually("the second is ready", stands_by, context=two.tail)
+            assert not await leads(), "it leads although the first one lives"
+            one.kill()
+            await eventually("the second leads", leads, context=two.tail)
+            world.kubelet.follow(trains_well)
+            await world.until("done", phase("Succeeded"), two)
+            assert await two.stop() == 0
+    assert world.kubelet.made(Role.TRAIN) == ["a-train-1"]
+    lease = await world.api.find("Lease", world.namespace, "tunewright-operator")
+    assert lease is not None
+    assert lease["spec"]["holderIdentity"] == "", "given back"
