@@ -82,6 +82,9 @@ def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
         out = {"type": "string", "format": "date-time"} | {k: v for k, v in out.items() if k in ("description", "nullable")}
     if out.get("default", ...) is None:
         del out["default"]
+    if out.get("default") not in (None, "", [], {}) and "description" in out:
+        # `kubectl explain` shows no defaults of its own accord.
+        out["description"] = f"{out['description']} Default: {json.dumps(out['default']).strip(chr(34))}."
     return out
 
 

@@ -191,7 +191,16 @@ class Lora(Part):
 
 
 class Method(Part):
-    """How the model is tuned."""
+    """How the model is tuned.
+
+    The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
+    all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise; it
+    needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model.
+
+    lora.rank sets the adapter's size and lora.alpha / lora.rank its scale: more rank for tasks far from what the base knows.
+    lora.targetModules takes all linear layers but the output head; lora.dropout helps against small data being learned by heart.
+    The objective is sft: the responses are learned, the prompts only read (see spec.dataset.trainOn).
+    """
 
     objective: Literal["sft"] = Field("sft", description="What is optimised: sft, supervised fine-tuning on the responses.")
     tuner: Tuner = Field(
@@ -364,7 +373,7 @@ class JobSpec(Part):
 
     model: Model = Field(description="The base model.")
     dataset: Dataset = Field(description="The instruction data and how it is prepared.")
-    method: Method = Field(default_factory=Method, description="How the model is tuned.")
+    method: Method = Field(default_factory=Method)
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Numbers of the optimisation.")
     resources: Resources = Field(default_factory=Resources, description="What the pods ask for.")
     checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
