@@ -1,10 +1,10 @@
 """Make the quick start's base model: a Llama of 0.9 million parameters, pre-trained on one CPU in minutes.
 
 The base learns *skills* (reversing, counting, opposites, ...) from plain statements such as
-`backwards : cat dog cow = cow dog cat .` It never sees a question or the markers of a chat, and the end
-token only between documents, so it cannot answer a chat; instruction tuning teaches it the form, and
-which skill a request asks for. The held-out questions' words never occur together in a list or comparison of the pre-training text;
-single facts (`opposite : hot = cold .`) do occur, as they would in any base model.
+`the words backwards : cat dog cow = cow dog cat .` It never sees a request or the markers of a chat, and
+answers follow `=` alone, so it cannot answer a chat; instruction tuning teaches it the form, and which
+skill a request asks for. The held-out questions' words never occur together in a list or comparison of
+the pre-training text; single facts (`the opposite of hot = cold .`) do occur, as they would for any base model.
 
     python examples/quickstart/make_model.py           # writes model/, see README.md for the time
 """
@@ -30,11 +30,11 @@ SEED = 11
 CONTEXT = 256
 """The longest sequence, in tokens, that the finished model is declared to read."""
 BLOCK = 128
-"""Length in tokens of a pre-training row: several statements end to end."""
+"""Length in tokens of a pre-training row: documents end to end."""
 SPECIAL_TOKENS = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>", "unk_token": "<|unknown|>"}
 ROLE_TOKENS = ["<|system|>", "<|user|>", "<|assistant|>"]
-DOCUMENT_STATEMENTS = 8
-"""Statements in a document; `<|end|>` ends a document, so that its embedding is a trained one when tuning needs it."""
+MOST_STATEMENTS = 6
+"""The most statements in a document. `<|end|>` ends a document, so that its embedding is a trained one when tuning needs it."""
 PROMPT_WEIGHT = 0.1
 """Loss weight of the words before `=`: they are random, and at full weight their noise hides the skills."""
 
@@ -51,21 +51,29 @@ CUES: dict[str, tuple[str, ...]] = {
     "next": ("next", "after"),
 }
 """The words that name each skill in pre-training text."""
-STATEMENT_FORMS = ("{cue} : {x} = {y} .", "{cue} , {x} = {y} .")
+OPENINGS = ("{}", "{}", "the {}", "this {}", "{} of", "the {} of", "the words {}", "the {} word", "this list {}", "the {} number")
+SEPARATORS = (":", ",", ".", "")
+"""What may stand between a cue and its words: a skill must not hang on one wording."""
 TASK_WEIGHTS = {"sort": 3.0, "count": 3.0, "reverse": 2.0, "repeat": 2.0, "larger": 2.0}
 """How often a task's statements occur, against 1 for the others: what is harder to learn occurs more."""
 
 
-def statements(seed: int, splits: Splits) -> Iterator[tuple[str, str]]:
-    """Yield pre-training statements without end, each as (up to and with `=`, the rest); a seed fixes them all."""
+def documents(seed: int, splits: Splits) -> Iterator[list[tuple[str, str]]]:
+    """Yield documents without end: statements, each as (up to and with `=`, the rest). A seed fixes them all."""
     rng = random.Random(seed)
     weights = [TASK_WEIGHTS.get(task.name, 1.0) for task in TASKS]
     while True:
-        task = rng.choices(TASKS, weights)[0]
-        subject = _subject(task, rng, splits)
-        statement = rng.choice(STATEMENT_FORMS).format(cue=rng.choice(CUES[task.name]), x=" ".join(subject), y=task.answer(subject))
-        given, _, rest = statement.partition(" = ")
-        yield f"{given} =", rest
+        tasks = rng.choices(TASKS, weights, k=rng.randint(1, MOST_STATEMENTS))
+        document = [_statement(task, rng, splits) for task in tasks]
+        end = SPECIAL_TOKENS["eos_token"]
+        yield [(given, f"{answer} {'.' if number < len(tasks) else end}") for number, (given, answer) in enumerate(document, start=1)]
+
+
+def _statement(task: Task, rng: random.Random, splits: Splits) -> tuple[str, str]:
+    subject = _subject(task, rng, splits)
+    opening = rng.choice(OPENINGS).format(rng.choice(CUES[task.name]))
+    # Splitting drops the empty separator's second space.
+    return " ".join(f"{opening} {rng.choice(SEPARATORS)} {' '.join(subject)} =".split()), task.answer(subject)
 
 
 def _subject(task: Task, rng: random.Random, splits: Splits) -> Subject:
@@ -104,15 +112,13 @@ def blocks(
     ids: list[int] = []
     weights: list[float] = []
     size = batch_size * BLOCK
-    for number, (given, rest) in enumerate(statements(seed, splits), start=1):
+    for document in documents(seed, splits):
         # Statements have a space between any two tokens, so that splitting is tokenising, and quick.
-        for text, weight in ((given, PROMPT_WEIGHT), (rest, 1.0)):
-            words = text.split()
-            ids += [vocabulary[word] for word in words]
-            weights += [weight] * len(words)
-        if number % DOCUMENT_STATEMENTS == 0:
-            ids.append(tokenizer.eos_token_id)
-            weights.append(PROMPT_WEIGHT)
+        for given, rest in document:
+            for text, weight in ((given, PROMPT_WEIGHT), (rest, 1.0)):
+                words = text.split()
+                ids += [vocabulary[word] for word in words]
+                weights += [weight] * len(words)
         if len(ids) >= size:
             yield torch.tensor(ids[:size]).view(batch_size, BLOCK), torch.tensor(weights[:size]).view(batch_size, BLOCK)
             ids, weights = ids[size:], weights[size:]
@@ -178,7 +184,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the quick start's base model.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "model")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch-size", type=int, default=16, help=f"rows of {BLOCK} tokens in a step")
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--threads", type=int, default=1, help="matrices this small gain little from more")

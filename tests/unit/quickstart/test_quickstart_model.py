@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tunewright_trainer.prepare.template import DEFAULT_CHAT_TEMPLATE, render_prompt_ids
+
 LARGEST_FOLDER_BYTES = 8_000_000
-# The platform's template for models that bring none.
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
 
 Row = dict[str, str]
 
@@ -39,9 +36,7 @@ def chat(row: Row) -> list[dict[str, str]]:
 
 
 def prompt_ids(tokenizer: Any, row: Row) -> list[int]:
-    text = tokenizer.apply_chat_template(chat(row), chat_template=DEFAULT_CHAT_TEMPLATE, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return render_prompt_ids(tokenizer, chat(row), DEFAULT_CHAT_TEMPLATE)
 
 
 def test_the_folder_is_small_and_holds_nothing_that_runs_code(quickstart: Path) -> None:
@@ -84,17 +79,19 @@ def test_the_untuned_base_answers_none_of_ten_chats(tokenizer: Any, rows: dict[s
 def test_pretraining_text_is_fixed_by_its_seed(make_model: ModuleType, make_data: ModuleType) -> None:
     splits = make_data.make_splits()
 
-    def first_thousand(seed: int) -> list[tuple[str, str]]:
-        return list(itertools.islice(make_model.statements(seed, splits), 1000))
+    def beginning(seed: int) -> list[list[tuple[str, str]]]:
+        return list(itertools.islice(make_model.documents(seed, splits), 200))
 
-    assert first_thousand(1) == first_thousand(1)
-    assert first_thousand(1) != first_thousand(2)
+    assert beginning(1) == beginning(1)
+    assert beginning(1) != beginning(2)
 
 
 def test_pretraining_text_holds_no_chat_marker_and_no_held_out_list(make_model: ModuleType, make_data: ModuleType) -> None:
     splits = make_data.make_splits()
     held_out = {words for family, words in splits.held_out_subjects if family in ("list", "larger")}
-    for given, rest in itertools.islice(make_model.statements(make_model.SEED, splits), 5000):
-        assert "<|" not in given + rest
-        words = frozenset(given.split()) & frozenset(make_data.NOUNS + make_data.NUMBERS)
-        assert len(words) < 2 or words not in held_out
+    for document in itertools.islice(make_model.documents(make_model.SEED, splits), 2000):
+        assert document[-1][1].endswith("<|end|>")
+        for given, rest in document:
+            assert "<|" not in given + rest.removesuffix("<|end|>")
+            words = frozenset(given.split()) & frozenset(make_data.NOUNS + make_data.NUMBERS)
+            assert len(words) < 2 or words not in held_out
