@@ -86,7 +86,7 @@ def serve(
     prefix: Annotated[str, typer.Option(help="Prefix in the bucket.")] = "",
     endpoint: Annotated[str, typer.Option(help="Address of the object storage; empty: AWS.")] = "",
     region: Annotated[str, typer.Option(help="Region of the bucket.")] = "us-east-1",
-    model_id: Annotated[str, typer.Option(help="Name under which a whole tuned model answers.")] = "",
+    model_id: Annotated[str, typer.Option(help="Name under which the model answers; default: that of a base.")] = names.ENGINE_BASE_ID,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = names.ENGINE_PORT,
 ) -> None:
     """Serve a base model and the adapters that are loaded into it, with OpenAI's API."""
