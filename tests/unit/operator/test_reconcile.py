@@ -215,9 +215,10 @@ def test_suspending_saves_a_checkpoint_and_resuming_starts_another_attempt_for_f
     world = a_prepared_world(a_job().with_spec(activeDeadlineSeconds=1000))
     world.start(JOB).settle()
     world.change(suspend=True).settle()
+    assert world.status.phase is Phase.TRAINING, "while the pod saves it still holds its GPU"
+    world.collect(stopped(resumed=0, reached=40)).settle()
     assert world.status.phase is Phase.SUSPENDED
     assert holds(world.status.conditions, "Suspended")
-    world.collect(stopped(resumed=0, reached=40)).settle()
     first = world.status.attempts[0]
     assert (first.reason, first.exit_code, first.reached_step) == ("Suspended", 75, 40)
     assert world.status.last_checkpoint is not None
