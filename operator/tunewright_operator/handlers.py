@@ -25,6 +25,38 @@ _SILENCE_SECONDS: Final = 70.0
 _LIST_BACKOFFS: Final = (0.5, 1, 2, 3, 5, 8, 13, *([20] * 30))
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf copies every object of every event, twice, to see what changed; nobody here asks for that."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Where kopf would keep the progress of handlers that change objects: we have none."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """How kopf shall watch."""
     settings = kopf.OperatorSettings()
@@ -38,6 +70,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = _LIST_BACKOFFS
     settings.queueing.idle_timeout = 1
+    settings.persistence.diffbase_storage = _NoDiffs()
+    settings.persistence.progress_storage = _NoProgress()
     settings.process.ultimate_exiting_timeout = 10
     for group, plural in (("batch", "jobs"), ("", "pods"), ("apps", "deployments")):
         settings.watching.label_selectors[f"{plural}.{group}" if group else plural] = OURS

@@ -42,10 +42,10 @@ def trains_well(role: Role, attempt: int, _: str) -> Ended | None:
 
 
 class Kubelet:
-    """Plays its part in one namespace until it is left. ``jobs``: names of the batch Jobs it ever saw, by UID."""
+    """Plays its part in one namespace until it is left. ``jobs``: names of the batch Jobs it ever saw, by UID; ``roles``: those that it runs."""
 
-    def __init__(self, api: Api, namespace: str, script: Script = trains_well, *, shows_running: bool = True) -> None:
-        self._api, self._namespace, self.script, self._shows_running = api, namespace, script, shows_running
+    def __init__(self, api: Api, namespace: str, script: Script = trains_well, *, roles: frozenset[Role] = frozenset(Role)) -> None:
+        self._api, self._namespace, self.script, self._roles = api, namespace, script, roles
         self.jobs: dict[str, str] = {}
         self._bodies: dict[str, Manifest] = {}  # by name
         self._queue: KeyedQueue[str] = KeyedQueue(self._look_after, width=_WORKERS)
@@ -122,9 +122,11 @@ class Kubelet:
     async def _run(self, body: Manifest) -> None:
         labels = body["metadata"]["labels"]
         role, attempt = Role(labels[names.LABEL_ROLE]), int(labels.get(names.LABEL_ATTEMPT, "0"))
+        if role not in self._roles:
+            return
         ended = self.script(role, attempt, labels[names.LABEL_JOB])
         await self._api.create(_pod(body), again=True)
-        if ended is None or (self._shows_running and role is Role.TRAIN):
+        if ended is None or role is Role.TRAIN:
             await self._tell(body, {"phase": "Running", "containerStatuses": [_container({"running": {"startedAt": _now()}})]})
         if ended is not None:
             await self._end_pod(body, ended)
