@@ -1,18 +1,42 @@
-"""Kill training anywhere, any number of times: the final adapter is the one of the run that nobody killed, bit for bit."""
+"""Kill training anywhere, any number of times, or take its storage away: the end is that of the run that nobody disturbed.
+
+The final adapter is the same bit for bit, nothing is published in part, and a run that is asked to stop loses no step.
+"""
 
 import hashlib
+import json
 import random
 import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.support.training import DIGEST, a_job, documents, packed, publish_data
-from tests.support.trainer_runs import Attempts
+import pytest
+
+from tests.support.s3 import REGION, S3Server
+from tests.support.trainer_runs import Attempts, Nursery
+from tests.support.training import DIGEST, NAMESPACE, UID, a_job, documents, packed, publish_data
 from tunewright_crds.errors import ExitCode
-from tunewright_crds.pod import PodConfig
-from tunewright_trainer.storage import LocalStore
+from tunewright_crds.pod import PodConfig, StorageSettings
+from tunewright_crds.storage import MANIFEST, checkpoints_key, step_name
+from tunewright_trainer.storage import LocalStore, S3Store, fetch_folder, open_store
 
 SIGKILLED = -9
 MOST_ATTEMPTS = 40
+BUCKET = "platform"
+STEPS = 24
+PATIENCE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as started:
+        yield started
+
+
+@pytest.fixture
+def attempts(nursery: Nursery, tmp_path: Path) -> Attempts:
+    return Attempts(nursery, tmp_path)
 
 
 def job() -> PodConfig:
@@ -43,58 +67,131 @@ def adapter(attempts: Attempts) -> str:
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_killed_run_ends_with_the_very_same_weights(tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_very_same_weights(attempts: Attempts, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print("seed of the kills:", seed)
     chance = random.Random(seed)
-    with Attempts(tmp_path) as attempts:
-        fresh_store(tmp_path)
-        assert attempts.run(job(), attempt=1, digest=DIGEST) == ExitCode.DONE
-        expected = adapter(attempts)
+    fresh_store(tmp_path)
+    assert attempts.run(job(), attempt=1, digest=DIGEST) == ExitCode.DONE
+    expected = adapter(attempts)
 
-        # Killed at a write of its own choosing each time: in a checkpoint, before its manifest, in the metrics, in the artefact.
-        fresh_store(tmp_path)
-        codes = []
-        for attempt in range(1, MOST_ATTEMPTS):
-            codes.append(attempts.run(job(), attempt=attempt, digest=DIGEST, kill_at_write=chance.randrange(4, 16)))
-            assert codes[-1] in (SIGKILLED, ExitCode.DONE)
-            if codes[-1] == ExitCode.DONE:
-                break
-        print("exit codes:", codes)
-        assert codes[-1] == ExitCode.DONE
-        assert adapter(attempts) == expected
+    # Killed at a write of its own choosing each time: in a checkpoint, before its manifest, in the metrics, in the artefact.
+    fresh_store(tmp_path)
+    codes = []
+    for attempt in range(1, MOST_ATTEMPTS):
+        codes.append(attempts.run(job(), attempt=attempt, digest=DIGEST, kill_at_write=chance.randrange(4, 16)))
+        assert codes[-1] in (SIGKILLED, ExitCode.DONE)
+        if codes[-1] == ExitCode.DONE:
+            break
+    print("exit codes:", codes)
+    assert codes[-1] == ExitCode.DONE
+    assert adapter(attempts) == expected
 
-        # Asked to stop at steps of its own choosing, so that it loses nothing; then killed while it publishes.
-        fresh_store(tmp_path)
-        reached = 0
-        for attempt, step in enumerate(sorted(chance.sample(range(1, 12), 3)), start=1):
-            code = attempts.run(job(), attempt=attempt, digest=DIGEST, terminate_at_step=step)
-            told = attempts.outcome()
-            assert code == ExitCode.STOPPED
-            assert (told.resumed_from_step, told.reached_step) == (reached, step)
-            assert told.last_checkpoint is not None
-            assert told.last_checkpoint.step == step
-            reached = step
-        assert attempts.run(job(), attempt=4, digest=DIGEST) == ExitCode.DONE
-        assert attempts.outcome().resumed_from_step == reached
-        assert adapter(attempts) == expected
+    # Asked to stop at steps of its own choosing, so that it loses nothing; then killed while it publishes.
+    fresh_store(tmp_path)
+    reached = 0
+    for attempt, step in enumerate(sorted(chance.sample(range(1, 12), 3)), start=1):
+        code = attempts.run(job(), attempt=attempt, digest=DIGEST, terminate_at_step=step)
+        told = attempts.outcome()
+        assert code == ExitCode.STOPPED
+        assert (told.resumed_from_step, told.reached_step) == (reached, step)
+        assert told.last_checkpoint is not None
+        assert told.last_checkpoint.step == step
+        reached = step
+    assert attempts.run(job(), attempt=4, digest=DIGEST) == ExitCode.DONE
+    assert attempts.outcome().resumed_from_step == reached
+    assert adapter(attempts) == expected
 
 
-def test_every_write_is_a_safe_place_to_die(tmp_path: Path) -> None:
-    """Killed at each write once, in one run after another: whatever lies in storage then, the next attempt goes on from a whole checkpoint."""
+def test_every_kind_of_write_is_a_safe_place_to_die(attempts: Attempts, tmp_path: Path) -> None:
+    """Killed at every third write, in one run after another: whatever lies in storage then, the next attempt goes on from a whole checkpoint."""
     small = a_job(hyperparameters={"batchSize": 4, "maxSteps": 3, "learningRate": 0.01}, checkpointing={"everySteps": 1})
-    with Attempts(tmp_path) as attempts:
+    fresh_store(tmp_path)
+    assert attempts.run(small, attempt=1, digest=DIGEST) == ExitCode.DONE
+    expected = adapter(attempts)
+    kills = 0
+    for write in range(1, 60, 3):
         fresh_store(tmp_path)
-        assert attempts.run(small, attempt=1, digest=DIGEST) == ExitCode.DONE
-        expected = adapter(attempts)
-        for write in range(1, 60):
-            fresh_store(tmp_path)
-            if attempts.run(small, attempt=1, digest=DIGEST, kill_at_write=write) == ExitCode.DONE:
-                break  # there was no such write any more
-            artifacts = list((tmp_path / "store").glob("team-a/models/*/*/*/manifest.json"))
-            assert len(artifacts) <= 1
-            assert attempts.run(small, attempt=2, digest=DIGEST) == ExitCode.DONE, f"after dying at write {write}"
-            assert adapter(attempts) == expected, f"after dying at write {write}"
-        else:
-            raise AssertionError("the run never came to its end")
-        assert write > 10
+        if attempts.run(small, attempt=1, digest=DIGEST, kill_at_write=write) == ExitCode.DONE:
+            break  # there was no such write any more
+        kills += 1
+        assert not list((tmp_path / "store").glob("team-a/models/*/*/*/manifest.json")), f"published before dying at write {write}"
+        assert attempts.run(small, attempt=2, digest=DIGEST) == ExitCode.DONE, f"after dying at write {write}"
+        assert adapter(attempts) == expected, f"after dying at write {write}"
+    assert 5 < kills < 20
+
+
+def test_an_outage_in_the_middle_costs_nothing(attempts: Attempts, tmp_path: Path) -> None:
+    with S3Server(tmp_path) as server:
+        server.client().create_bucket(Bucket=BUCKET)
+        settings = StorageSettings(bucket=BUCKET, prefix="install", endpoint=server.endpoint, region=REGION)
+        store = _opened(settings, server, tmp_path / "keys")
+        publish_data(store, tmp_path, train=packed(documents(24), 2))
+        job = a_job(
+            storage=settings,
+            hyperparameters={"batchSize": 4, "maxSteps": STEPS, "learningRate": 0.01},
+            checkpointing={"everySteps": 4},
+        )
+        attempts.start(job, attempt=1, digest=DIGEST, s3=True, pause_at_step=10)
+        _until(lambda: attempts.paused, "the tenth step")
+        server.stop()
+        attempts.go_on()
+        _until(lambda: _steps(tmp_path) == STEPS, "the last step, without storage")
+        assert not (tmp_path / "s3" / BUCKET / "install" / NAMESPACE / "models").exists()
+        server.start()
+        assert attempts.wait() == ExitCode.DONE
+        outcome = attempts.outcome()
+        assert outcome.artifact is not None
+        assert outcome.artifact.uri.startswith(f"s3://{BUCKET}/install/{NAMESPACE}/models/tune/")
+        key = outcome.artifact.uri.removeprefix(f"s3://{BUCKET}/install/")
+        assert fetch_folder(store, key, tmp_path / "artifact") is not None  # every file is what the manifest says
+        assert outcome.last_checkpoint is not None
+        assert outcome.last_checkpoint.step == STEPS
+        told = store.get_bytes(f"{NAMESPACE}/jobs/{UID}/metrics/train-1.jsonl").decode().splitlines()
+        assert [json.loads(line)["step"] for line in told] == list(range(1, STEPS + 1))
+
+
+def test_storage_that_stays_away_ends_the_attempt_with_that_reason(attempts: Attempts, tmp_path: Path) -> None:
+    with S3Server(tmp_path) as server:
+        server.client().create_bucket(Bucket=BUCKET)
+        settings = StorageSettings(bucket=BUCKET, endpoint=server.endpoint, region=REGION)
+        store = _opened(settings, server, tmp_path / "keys")
+        publish_data(store, tmp_path, train=packed(documents(24), 2))
+        job = a_job(storage=settings, hyperparameters={"batchSize": 4, "maxSteps": 6}, checkpointing={"everySteps": 2})
+        impatient = {"TUNEWRIGHT_STORAGE_PATIENCE_SECONDS": "2"}
+        attempts.start(job, attempt=1, digest=DIGEST, s3=True, pause_at_step=4, environment=impatient)
+        _until(lambda: attempts.paused, "the fourth step")
+        first = f"{checkpoints_key(NAMESPACE, UID)}/{step_name(2)}/{MANIFEST}"
+        _until(lambda: store.exists(first), "the first checkpoint")
+        server.stop()
+        attempts.go_on()
+        assert attempts.wait() == ExitCode.UNAVAILABLE
+        error = attempts.outcome().error
+        assert error is not None
+        assert (error.code, "object storage did not answer" in error.message) == ("StorageUnavailable", True)
+        server.start()
+        assert attempts.run(job, attempt=2, digest=DIGEST, s3=True) == ExitCode.DONE
+        assert attempts.outcome().resumed_from_step == 2
+
+
+def _opened(settings: StorageSettings, server: S3Server, keys: Path) -> S3Store:
+    """The store that the attempts open, with its keys as a Secret mounts them."""
+    keys.mkdir()
+    for name, value in server.keys.items():
+        (keys / name).write_text(value)
+    store = open_store(settings, keys)
+    assert isinstance(store, S3Store)
+    return store
+
+
+def _steps(work: Path) -> int:
+    """Steps that the running attempt has noted on its own disk."""
+    history = work / "scratch-1" / "metrics" / "train-1.jsonl"
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def _until(reached: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not reached():
+        assert time.monotonic() < deadline, f"never came to {what}"
+        time.sleep(0.05)

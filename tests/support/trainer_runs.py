@@ -1,7 +1,8 @@
 """Training attempts as processes of their own, that tests may kill.
 
-    with Attempts(tmp_path) as attempts:
-        code = attempts.run(config, attempt=1, kill_at_write=3)
+    with Nursery() as nursery:
+        attempts = Attempts(nursery, tmp_path)
+        code = attempts.run(config, attempt=1, digest=digest, kill_at_write=3)
 
 Importing torch takes seconds, so one nursery process does it once and forks for each attempt; the fork has computed nothing yet, so it is as a new
 process would be. Started as ``python -m tests.support.trainer_runs``, it reads one JSON command a line.
@@ -12,6 +13,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,26 +22,21 @@ from typing import Any, Final, Self
 from tunewright_crds.pod import Outcome, PodConfig
 
 LIMIT_SECONDS: Final = 120.0
+PAUSED: Final = "paused"
+MESSAGE: Final = "termination-message"
 _ROOT: Final = Path(__file__).parents[2]
 
 
-class Attempts:
-    """Runs attempts one after another, each with a scratch folder of its own; the store is the folder ``store`` of ``work``, or S3."""
+class Nursery:
+    """The process that attempts are forked from; at the end of the block it is gone."""
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.message = work / "termination-message"
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "TUNEWRIGHT_TERMINATION_MESSAGE": str(self.message),
-            "PYTHONPATH": str(_ROOT),
-        }
-        self._nursery = subprocess.Popen(
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.trainer_runs"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
             cwd=_ROOT,
         )
 
@@ -46,30 +44,57 @@ class Attempts:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        assert self._nursery.stdin is not None
-        self._nursery.stdin.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
         try:
-            self._nursery.wait(LIMIT_SECONDS)
+            self._process.wait(LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._nursery.kill()
-            self._nursery.wait()
-        assert self._nursery.stdout is not None
-        self._nursery.stdout.close()
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def tell(self, command: dict[str, Any]) -> None:
+        """Begin an attempt."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> int:
+        """How the attempt ended."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the nursery of training processes died"
+        return int(line)
+
+
+class Attempts:
+    """Runs attempts one after another, each with a scratch folder of its own; the store is the folder ``store`` of ``work``, or S3."""
+
+    def __init__(self, nursery: Nursery, work: Path) -> None:
+        self.work = work
+        self.message = work / MESSAGE
+        self._nursery = nursery
 
     def start(self, config: PodConfig, *, attempt: int, digest: str, **harm: Any) -> None:
-        """Begin an attempt. ``harm``: ``kill_at_write=N``, ``terminate_at_step=N``; ``s3`` true takes the config's storage."""
+        """Begin an attempt. ``harm``: ``environment={...}``; ``kill_at_write=N``; ``terminate_at_step=N``; ``pause_at_step=N``, until `go_on`; ``s3`` true takes the config's
+        storage, with the keys in the folder ``keys``."""
         self.message.unlink(missing_ok=True)
-        command = {"config": config.model_dump(mode="json", by_alias=True), "attempt": attempt, "digest": digest, "work": str(self.work), **harm}
-        assert self._nursery.stdin is not None
-        self._nursery.stdin.write(json.dumps(command) + "\n")
-        self._nursery.stdin.flush()
+        plain = config.model_dump(mode="json", by_alias=True)
+        self._nursery.tell({"config": plain, "attempt": attempt, "digest": digest, "work": str(self.work), **harm})
+
+    @property
+    def paused(self) -> bool:
+        """Whether the attempt has come to the step to pause at."""
+        return (self.work / PAUSED).exists()
+
+    def go_on(self) -> None:
+        """Let a paused attempt go on."""
+        (self.work / PAUSED).unlink()
 
     def wait(self) -> int:
         """The exit code of the attempt that was begun; minus the signal that killed it."""
-        assert self._nursery.stdout is not None
-        line = self._nursery.stdout.readline()
-        assert line, "the nursery of training processes died"
-        return int(line)
+        return self._nursery.answer()
 
     def run(self, config: PodConfig, *, attempt: int, digest: str, **harm: Any) -> int:
         """One attempt to its end."""
@@ -103,13 +128,20 @@ def _attempt(command: dict[str, Any]) -> None:
     from tunewright_trainer import process, train
     from tunewright_trainer.storage import LocalStore, open_store
 
+    work = Path(command["work"])
+    os.environ |= {"TUNEWRIGHT_TERMINATION_MESSAGE": str(work / MESSAGE), **command.get("environment", {})}
     process.watch_for_stop()
     process.set_up_log()
     config = _config(command["config"])
-    work = Path(command["work"])
-    store = open_store(config.storage, work / "keys") if command.get("s3") else _deadly(LocalStore)(work / "store", command.get("kill_at_write"))
+    store = (
+        open_store(config.storage, work / "keys")
+        if command.get("s3")
+        else _deadly(LocalStore)(work / "store", command.get("kill_at_write"))
+    )
     if "terminate_at_step" in command:
-        _terminate_at(command["terminate_at_step"])
+        _before_step(command["terminate_at_step"], _terminate)
+    if "pause_at_step" in command:
+        _before_step(command["pause_at_step"], lambda: _pause(work / PAUSED))
     try:
         with process.ending("train") as end:
             end.outcome = train.run(
@@ -154,19 +186,30 @@ def _deadly(kind: Any) -> Any:
     return DeadlyStore
 
 
-def _terminate_at(step: int) -> None:
-    """SIGTERM, twice as an impatient kubelet might, while a step is computed."""
+def _before_step(step: int, harm: Callable[[], None]) -> None:
+    """Do harm when ``step`` begins to be computed."""
     from tunewright_trainer.train import recipe
 
     plain = recipe.Run.step
 
-    def terminated(run: recipe.Run) -> None:
+    def harmed(run: recipe.Run) -> None:
         if run.counters.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
+            harm()
         plain(run)
 
-    recipe.Run.step = terminated  # type: ignore[method-assign]
+    recipe.Run.step = harmed  # type: ignore[method-assign]
+
+
+def _terminate() -> None:
+    """SIGTERM, twice as an impatient kubelet might."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _pause(mark: Path) -> None:
+    mark.touch()
+    while mark.exists():
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":
