@@ -21,7 +21,7 @@ from tunewright_operator.settings import Settings
 Manifest = dict[str, Any]
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-PREPARED = Outcome(dataset=DatasetStatus(digest="d1", trainExamples=10, rejected=1))
+PREPARED = Outcome(dataset=DatasetStatus(digest="d1", train_examples=10, rejected=1))
 ARTIFACT = Published(kind="adapter", uri="s3://tunewright/ns/models/a/v/adapter", digest="abc")
 TRAINED = Outcome(attempt=1, resumed_from_step=0, reached_step=100, artifact=ARTIFACT)
 
