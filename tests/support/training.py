@@ -65,7 +65,7 @@ def publish_data(store: Store, work: Path, *, train: Sequence[Row], validation: 
     shutil.rmtree(folder)
 
 
-def a_job(model: Path | None = None, *, storage: StorageSettings | None = None, **parts: Any) -> PodConfig:
+def a_job(model: Path | str | None = None, *, storage: StorageSettings | None = None, **parts: Any) -> PodConfig:
     """A job on one thread. ``parts`` are parts of the spec, such as ``hyperparameters={"batchSize": 2}``."""
     spec = {
         "model": {"uri": str(model or tiny_model("llama"))},

@@ -143,7 +143,8 @@ def parse(kind: type[T], body: bytes) -> T:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        # Where a field may be a text or a list, the deepest error is about the one that the caller meant.
+        problem = max(error.errors(include_url=False, include_input=False, include_context=False), key=lambda found: len(found["loc"]))
         param = ".".join(str(part) for part in problem["loc"] if not _names_a_branch(part)) or None
         if problem["type"] == "extra_forbidden":
             raise ApiError(400, f"{param} is not supported", param=param, code="unsupported_parameter") from None
