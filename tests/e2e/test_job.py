@@ -1,7 +1,10 @@
 """One applied job becomes a tuned, published, answering model; it can be held, ended, and survives what clusters do to pods."""
 
+import contextlib
 import json
+import os
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tests.support.rows import alpaca_rows
 from tests.support.stack import BUCKET, Stack, cluster, wait_for
 from tests.support.tenant import JOB_SECONDS, Tenant, a_job
 from tunewright_crds import names, storage
+from tunewright_crds.errors import ExitCode
 
 LONG = 3000  # steps: nobody waits for the end of these jobs
 KILLS = 10
@@ -43,13 +47,13 @@ def keys_under(tenant: Tenant, prefix: str) -> set[str]:
     return {item["Key"].removeprefix(prefix) for item in listed.get("Contents", [])}
 
 
-def running_trainer(tenant: Tenant, name: str) -> str | None:
-    """The name of the job's training pod whose container runs now."""
+def running_trainer(tenant: Tenant, name: str, *, but: str = "") -> dict[str, Any]:
+    """The job's training pod whose container runs now, unless it is called ``but``; else nothing."""
     for pod in tenant.pods(name, names.Role.TRAIN):
         states = pod["status"].get("containerStatuses", [])
         if "deletionTimestamp" not in pod["metadata"] and any("running" in state["state"] for state in states):
-            return str(pod["metadata"]["name"])
-    return None
+            return pod if pod["metadata"]["name"] != but else {}
+    return {}
 
 
 def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict[str, str], tmp_path: Path) -> None:
@@ -139,40 +143,51 @@ def test_a_held_job_goes_on_at_its_exact_step_and_a_cancelled_one_ends(tenant: T
     assert tenant.stack.kubectl.find("tm", "held", "-n", tenant.namespace) is None
 
 
+def kill_at_once(pod: dict[str, Any]) -> None:
+    """SIGKILL, unannounced, to the trainer's process: found by the pod's control group, since the node is this machine."""
+    uid = pod["metadata"]["uid"]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if uid in (process / "cgroup").read_text() and b"tunewright-trainer" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+
+
 def test_a_trainer_killed_ten_times_ends_with_the_very_same_adapter(tenant: Tenant, inputs: dict[str, str]) -> None:
     seed = random.SystemRandom().randrange(10_000)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    job = {
-        "hyperparameters": {"maxSteps": 600, "batchSize": 4, "learningRate": 0.003},
+    job: dict[str, Any] = {
+        "hyperparameters": {"maxSteps": 1500, "batchSize": 4, "learningRate": 0.003},
         "checkpointing": {"everySteps": 10},
         "retries": {"infrastructure": 50},
     }
     tenant.apply(a_job("killed", **inputs, **job))
-    terminated = killed = 0
-    reached = 0
-    while terminated + killed < KILLS:
-        target = reached + chance.randrange(5, 45)
-        status = tenant.wait("killed", f"step {target}", lambda status: status.get("progress", {}).get("step", 0) >= target)  # noqa: B023
-        pod = running_trainer(tenant, "killed")
-        if pod is None:
-            continue
-        reached = status["progress"]["step"]
+    before = ""
+    for kill in range(KILLS):
+        pod = wait_for("a new pod runs", lambda: running_trainer(tenant, "killed", but=before), seconds=120)  # noqa: B023
+        before = pod["metadata"]["name"]
+        if kill % 2:  # while it starts, or a little later
+            time.sleep(chance.uniform(0, 8))
+        else:  # while it trains
+            number = kill + 1
+            tenant.wait("killed", f"attempt {number} trains", lambda status: status.get("progress", {}).get("attempt") == number)  # noqa: B023
+            time.sleep(chance.uniform(0, 1))
         if chance.random() < 0.5:
-            tenant.stack.kubectl("delete", "pod", pod, "-n", tenant.namespace, "--wait=false")
-            terminated += 1
+            tenant.stack.kubectl("delete", "pod", before, "-n", tenant.namespace, "--wait=false")
         else:
-            tenant.stack.kubectl("delete", "pod", pod, "-n", tenant.namespace, "--grace-period=0", "--force", "--wait=false")
-            killed += 1
-        wait_for("the pod is gone", lambda: running_trainer(tenant, "killed") != pod, seconds=90)  # noqa: B023
+            kill_at_once(pod)
     survived = tenant.wait_phase("killed", "Succeeded", seconds=2 * JOB_SECONDS)
-    print(f"{terminated} SIGTERM, {killed} SIGKILL, attempts {json.dumps(survived['attempts'])}")
+    attempts = survived["attempts"]
+    print(json.dumps(attempts))
+    assert attempts[-1]["number"] == KILLS + 1, "each kill ended one attempt"
+    assert attempts[-1]["resumedFromStep"] > 0
+    told_to_stop = [attempt for attempt in attempts if attempt.get("exitCode") == ExitCode.STOPPED]
+    assert all(attempt["lostSteps"] == 0 for attempt in told_to_stop), "it saved before it went"
 
     tenant.apply(a_job("calm", **inputs, **job))
-    calm = tenant.wait_phase("calm", "Succeeded")
+    calm = tenant.wait_phase("calm", "Succeeded", seconds=2 * JOB_SECONDS)
     assert calm["dataset"]["reused"]
     assert adapter_of(tenant, survived["model"]["uri"]) == adapter_of(tenant, calm["model"]["uri"])
-    assert all("lostSteps" in attempt for attempt in survived["attempts"][:-1])
 
 
 def test_training_outlives_two_minutes_without_object_storage(tenant: Tenant, inputs: dict[str, str]) -> None:
@@ -197,7 +212,7 @@ def test_a_release_changes_and_leaves_while_a_job_runs(stack: Stack, tenant: Ten
 
     tenant.apply(a_job("lasting", **inputs, hyperparameters={"maxSteps": LONG, "batchSize": 4}))
     tenant.wait("lasting", "training is under way", lambda status: status.get("progress", {}).get("step", 0) >= 3)
-    pod = running_trainer(tenant, "lasting")
+    pod = running_trainer(tenant, "lasting")["metadata"]["uid"]
     stack.install(IMPATIENT | {"operator.settings.resyncSeconds": "120"})
     stack.helm("uninstall", RELEASE, "-n", SYSTEM_NAMESPACE, "--wait")
     left = stack.kubectl(
@@ -212,11 +227,11 @@ def test_a_release_changes_and_leaves_while_a_job_runs(stack: Stack, tenant: Ten
     )
     assert left.strip() == ""
     assert tenant.job("lasting")["metadata"]["name"] == "lasting", "definitions and jobs stay unless told otherwise"
-    assert running_trainer(tenant, "lasting") == pod, "the pod goes on without the platform"
+    assert running_trainer(tenant, "lasting")["metadata"]["uid"] == pod, "the pod goes on without the platform"
 
     stack.install(IMPATIENT)
     again = tenant.wait("lasting", "progress is told again", lambda status: status["progress"]["step"] >= 10)
     assert [attempt["number"] for attempt in again["attempts"]] == [1]
-    assert running_trainer(tenant, "lasting") == pod
+    assert running_trainer(tenant, "lasting")["metadata"]["uid"] == pod
     tenant.stack.kubectl("delete", "itj", "lasting", "-n", tenant.namespace)
     wait_for("its pods stop", lambda: not tenant.pods("lasting", names.Role.TRAIN), seconds=90)
