@@ -32,7 +32,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def plain(*parts: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(b"".join(parts)) and None
+    def write(path: Path) -> None:
+        path.write_bytes(b"".join(parts))
+
+    return write
 
 
 def with_a_hole(start: bytes, hole: int, end: bytes) -> Callable[[Path], None]:

@@ -197,7 +197,7 @@ def _before_step(step: int, harm: Callable[[], None]) -> None:
             harm()
         plain(run)
 
-    recipe.Run.step = harmed  # type: ignore[method-assign]
+    recipe.Run.step = harmed  # type: ignore[method-assign, assignment]
 
 
 def _terminate() -> None:

@@ -67,7 +67,7 @@ def publish_data(store: Store, work: Path, *, train: Sequence[Row], validation: 
 
 def a_job(model: Path | str | None = None, *, storage: StorageSettings | None = None, **parts: Any) -> PodConfig:
     """A job on one thread. ``parts`` are parts of the spec, such as ``hyperparameters={"batchSize": 2}``."""
-    spec = {
+    spec: dict[str, Any] = {
         "model": {"uri": str(model or tiny_model("llama"))},
         "dataset": {"sources": [{"uri": "/never/read", "license": "cc0"}]},
         "resources": {"cpu": "1"},

@@ -130,7 +130,11 @@ def test_data_that_cannot_be_used(tmp_path: Path, make: Callable[[Path], Path], 
 
 
 def without(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
+    def remove(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return remove
 
 
 def only_pickles(folder: Path) -> None:

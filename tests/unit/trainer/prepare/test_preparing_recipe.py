@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 from tests.support.models import tiny_model
 from tests.support.preparing import a_data_job, examples, out, prepare_here, report, write_lines
 from tests.support.rows import alpaca_rows
-from tunewright_crds.pod import Outcome
+from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import process
 from tunewright_trainer.prepare import recipe
+from tunewright_trainer.prepare.model import fetch_base_model
+from tunewright_trainer.prepare.sources import open_sources
+from tunewright_trainer.prepare.template import chat_template
 from tunewright_trainer.storage import LocalStore
 
 SPLIT = {"validationFraction": 0.2, "testFraction": 0.1}
@@ -86,10 +90,10 @@ def test_the_address_changes_when_the_data_would(tmp_path: Path, parts: dict[str
     assert (_address(a_data_job(file, **parts), tmp_path) != _address(a_data_job(file), tmp_path)) is changed
 
 
-def _address(config: Any, work: Path) -> str:
-    model = recipe.fetch_base_model(config, work / "base")
-    template = recipe.chat_template(model.folder, config.spec.model.chat_template)
-    return recipe.address(config, recipe.open_sources(config), model, template)
+def _address(config: PodConfig, work: Path) -> str:
+    model = fetch_base_model(config, work / "base")
+    template = chat_template(model.folder, config.spec.model.chat_template)
+    return recipe.address(config, open_sources(config), model, template)
 
 
 def test_the_address_follows_the_content_of_sources_and_tokenizer_and_not_their_place(tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_what_is_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
 
 
 def test_a_stop_ends_it_with_nothing_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    event = process.threading.Event()
+    event = threading.Event()
     event.set()
     monkeypatch.setattr(process, "stop_requested", event)
     with pytest.raises(process.Stopped):
