@@ -256,7 +256,8 @@ def train(work: Work) -> bool:
         work.plan.create.append(builders.config_map(work.config, job))
     work.plan.create.append(manifest)
     _record(work, number, work.now)
-    work.tell(Reason.ATTEMPT_STARTED, f"attempt {number} started", unique=f"attempt-{number}-started")
+    if number > 1:  # the first starts with the event that the data is prepared
+        work.tell(Reason.ATTEMPT_STARTED, f"attempt {number} started", unique=f"attempt-{number}-started")
     return True
 
 

@@ -207,7 +207,9 @@ def hold_or_resume(work: Work) -> bool:
             work.tell(Reason.SUSPENDED, "suspended; goes on from its last checkpoint", unique=f"suspended-{work.seen.job.id.generation}")
         # While the pod saves it still holds its GPU.
         work.status.phase = work.status.phase if running else Phase.SUSPENDED
-        work.mark(Condition.SUSPENDED, "False" if running else "True", Reason.SUSPENDED, "waiting for the pod to save" if running else "holding")
+        work.mark(
+            Condition.SUSPENDED, "False" if running else "True", Reason.SUSPENDED, "waiting for the pod to save" if running else "holding"
+        )
         if work.reason_of(Condition.TRAINING):
             work.mark(Condition.TRAINING, "False", Reason.SUSPENDED)
         return True
