@@ -109,6 +109,8 @@ async def test_killed_before_and_after_every_write(plane: Api, tmp_path: Path) -
         undisturbed = await before.live("undisturbed")
         assert [attempt["reason"] for attempt in undisturbed["attempts"]] == ["NodeLost", "Succeeded"]
         after.proxy.deliver_before = True
-        struck = await asyncio.gather(before.sweep(undisturbed), after.sweep(undisturbed))
+        async with asyncio.TaskGroup() as lanes:  # one that fails ends the other, before their operators are ended
+            sweeps = [lanes.create_task(lane.sweep(undisturbed)) for lane in (before, after)]
+        struck = [sweep.result() for sweep in sweeps]
         assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in struck)
         assert min(len(numbers) for numbers in struck) >= FEWEST_WRITES, struck
