@@ -10,7 +10,12 @@ import yaml
 from tunewright_crds.definitions import definitions, to_yaml
 
 CRDS = Path(__file__).parents[3] / "crds"
-BOUNDS = {"string": {"maxLength", "enum", "format", "pattern"}, "array": {"maxItems"}, "integer": {"minimum"}, "object": {"properties", "maxProperties"}}
+BOUNDS = {
+    "string": {"maxLength", "enum", "format", "pattern"},
+    "array": {"maxItems"},
+    "integer": {"minimum"},
+    "object": {"properties", "maxProperties"},
+}
 
 
 def fields(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
