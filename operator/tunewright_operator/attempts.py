@@ -176,9 +176,15 @@ def _fill(work: Work, attempt: AttemptStatus, pod: Pod | None, outcome: Outcome 
 
 
 def _count_lost_steps(work: Work, attempt: AttemptStatus) -> None:
-    before = next((entry for entry in work.status.attempts if entry.number == attempt.number - 1), None)
-    if before and before.reached_step is not None and attempt.resumed_from_step is not None:
-        before.lost_steps = max(0, before.reached_step - attempt.resumed_from_step)
+    """What this attempt had to do again is what those before it lost; one that never told of a step had none to lose."""
+    if attempt.resumed_from_step is None:
+        return
+    for before in sorted(work.status.attempts, key=lambda entry: entry.number, reverse=True):
+        if before.number >= attempt.number:
+            continue
+        if before.lost_steps is not None:
+            return
+        before.lost_steps = max(0, (before.reached_step or 0) - attempt.resumed_from_step)
 
 
 def spend(work: Work, verdict: Ending) -> None:

@@ -431,3 +431,13 @@ def test_an_end_and_a_start_that_a_crash_kept_out_of_the_status_are_both_told() 
         (2, "Running", 1),
     ]
     assert (world.status.restarts.out_of_memory, world.most_active) == (1, 1)
+
+
+def test_steps_are_lost_by_the_attempt_that_did_them_not_by_one_that_never_got_so_far() -> None:
+    world = a_prepared_world().start(JOB)
+    world.progress(1, 57).finish(JOB, exit_code=137).settle()
+    world.pass_time(600).settle()
+    world.finish("a-train-2", exit_code=137).settle()
+    world.pass_time(600).settle()
+    world.finish("a-train-3", TRAINED.model_copy(update={"resumed_from_step": 50})).settle()
+    assert [attempt.lost_steps for attempt in world.status.attempts] == [7, 0, None]
