@@ -157,7 +157,7 @@ def test_a_trainer_killed_ten_times_ends_with_the_very_same_adapter(tenant: Tena
     print(f"seed {seed}")
     chance = random.Random(seed)
     job: dict[str, Any] = {
-        "hyperparameters": {"maxSteps": 1500, "batchSize": 4, "learningRate": 0.003},
+        "hyperparameters": {"maxSteps": 800, "batchSize": 4, "learningRate": 0.003},
         "checkpointing": {"everySteps": 10},
         "retries": {"infrastructure": 50},
     }

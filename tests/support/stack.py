@@ -26,7 +26,12 @@ UP_SECONDS = 3000  # with every program built from source
 INSTALL_SECONDS = 240
 
 # Tests should not wait as long as people's jobs may: the same settings, smaller.
-IMPATIENT = {"operator.settings.backoffBaseSeconds": "1", "operator.settings.graceSeconds": "60", "api.progressSeconds": "1"}
+IMPATIENT = {
+    "operator.settings.backoffBaseSeconds": "1",
+    "operator.settings.backoffCapSeconds": "2",
+    "operator.settings.graceSeconds": "60",
+    "api.progressSeconds": "1",
+}
 
 T = TypeVar("T")
 
