@@ -85,7 +85,8 @@ def follow(stack: Stack) -> dict[str, Any]:
             if status.get("phase", "") != phase:
                 phase = status["phase"]
                 shown.print(f"  {phase}")
-            told = f"step {progress['step']}/{progress['maxSteps']} · loss {progress.get('loss', '')}" if progress else ""
+            waits = [condition.get("message", "") for condition in status.get("conditions", []) if condition["status"] == "False"]
+            told = f"step {progress['step']}/{progress['maxSteps']} · loss {progress.get('loss', '')}" if progress else " ".join(waits)[:80]
             shown.update(bar, description=phase or "Pending", completed=progress.get("percent", 0), told=told)
             if phase in ("Succeeded", "Failed", "Cancelled"):
                 return status
