@@ -17,7 +17,7 @@ $(CACHE)/uv/bin/uv:
 	$(UV) sync --frozen --all-extras --quiet --compile-bytecode
 	@touch $@
 
-demo: .venv/.ready ## the quick start: a cluster, a tuned model that answers, in two minutes once everything is built
+demo: .venv/.ready ## the quick start: a cluster, a tuned model that answers, in three minutes once everything is built
 	$(PYTHON) -m examples.quickstart.demo
 
 test: .venv/.ready ## every test there is; FAST=1 leaves out those that need a cluster
@@ -33,8 +33,8 @@ check: .venv/.ready ## format, lint, types, import contracts, generated files
 crds: .venv/.ready ## write the CustomResourceDefinitions from the typed models, for crds/ and the chart
 	$(PYTHON) -m tests.generated --write
 
-images: .venv/.ready ## build the operator's, the front end's and the trainer's image
-	python3 -m tests.cluster images
+images: ## build the operator's, the front end's and the trainer's image (6 GB): files for `docker load`, imported into the cluster `dev` if it is up
+	python3 -m tests.cluster images --name dev --only operator --only api --only trainer
 
 cluster-up: ## a single-machine Kubernetes named `dev`, with object storage
 	python3 -m tests.cluster up --name dev

@@ -167,7 +167,7 @@ def test_a_trainer_killed_ten_times_ends_with_the_very_same_adapter(tenant: Tena
         pod = wait_for("a new pod runs", lambda: running_trainer(tenant, "killed", but=before), seconds=120)  # noqa: B023
         before = pod["metadata"]["name"]
         if kill % 2:  # while it starts, or a little later
-            time.sleep(chance.uniform(0, 8))
+            time.sleep(chance.uniform(0, 5))
         else:  # while it trains
             number = kill + 1
             tenant.wait("killed", f"attempt {number} trains", lambda status: status.get("progress", {}).get("attempt") == number)  # noqa: B023

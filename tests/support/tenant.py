@@ -135,7 +135,7 @@ def a_job(name: str, *, model: str, data: str, **spec: Any) -> dict[str, Any]:
             "model": {"uri": model},
             "dataset": {"sources": [{"uri": data}], "maxLength": 128},
             "hyperparameters": {"maxSteps": 8, "batchSize": 4, "learningRate": 0.01},
-            "resources": {"cpu": "1", "memory": "3Gi", "scratch": "2Gi"},
+            "resources": {"cpu": "500m", "memory": "3Gi", "scratch": "2Gi"},
         }
         | spec,
     }

@@ -9,8 +9,9 @@ import typer
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
-from tunewright_trainer.process import ending
+from tunewright_trainer.process import do_without, ending
 
 app = typer.Typer(name="tunewright-trainer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def prepare(
 ) -> None:
     """Check, clean, tokenise and pack a job's data. In a pod by --config; on one machine with a manifest and --output."""
     with ending("prepare", quote_errors=False) as end:
+        do_without("torch")  # a tokenizer needs none
         if config is not None and manifest is None and output is None:
             end.outcome = _prepare_in_pod(config)
         elif manifest is not None and output is not None and config is None:
@@ -74,8 +76,15 @@ def train(
         from tunewright_trainer.storage import open_store
 
         job = load_pod_config(config)
+        _load_no_more_than(job)
         store = open_store(job.storage)
         end.outcome = training.run(job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=Path(names.SCRATCH), store=store)
+
+
+def _load_no_more_than(config: PodConfig) -> None:
+    """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not."""
+    if config.spec.method.tuner is not Tuner.QLORA:
+        do_without("bitsandbytes")
 
 
 @app.command()
@@ -91,6 +100,7 @@ def serve(
 ) -> None:
     """Serve a base model and the adapters that are loaded into it, with OpenAI's API."""
     with ending("serve"):
+        do_without("bitsandbytes")
         from tunewright_crds.pod import StorageSettings
         from tunewright_trainer import serve as serving
 
@@ -113,6 +123,7 @@ def _run_here(config: PodConfig, output: Path) -> Outcome:
     from tunewright_trainer import train as training
     from tunewright_trainer.storage import LocalStore
 
+    _load_no_more_than(config)
     output.mkdir(parents=True, exist_ok=True)
     store = LocalStore(output)
     with tempfile.TemporaryDirectory(prefix="tunewright-") as work:

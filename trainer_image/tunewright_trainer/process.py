@@ -57,6 +57,15 @@ def raise_if_stopped() -> None:
         raise Stopped
 
 
+def do_without(*libraries: str) -> None:
+    """Keep others from loading libraries merely because they are installed. Python's own way: None in the table makes an import fail.
+
+    Without torch, preparing starts in a quarter of the time and half of the memory.
+    """
+    for name in libraries:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 @contextmanager
 def ending(verb: str, *, quote_errors: bool = True) -> Iterator[Ending]:
     """Ends the process as the platform expects: a readable line or two in the log, the termination message, and `SystemExit` with the exit code.
@@ -138,6 +147,7 @@ def set_up_log() -> None:
     for chatty in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Said by libraries to one another's authors.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
 
