@@ -4,6 +4,7 @@ Kubernetes wants a *structural* schema: no references, one type a field, ``nulla
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _DROPPED = {
     "x-untyped",
     "propertyNames",
 }
+_LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")  # within a paragraph; whoever shows the text wraps it anew
 _RATE_BOUNDS = {"minimum": 0, "exclusiveMinimum": True, "maximum": 1, "pattern": "^auto$"}
 
 
@@ -63,6 +65,8 @@ def _without_defaults(node: dict[str, Any]) -> dict[str, Any]:
 def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
     node = _resolved(node, defs)
     out = {key: value for key, value in node.items() if key not in _DROPPED}
+    if "description" in out:
+        out["description"] = _LINE_BREAK.sub(" ", out["description"])
     if "const" in node:
         out |= {"type": "string", "enum": [node["const"]]}
     for bound, name in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
