@@ -138,7 +138,9 @@ def main() -> int:
             return 1
         console.print(stack.kubectl("get", "itj", "-n", NAMESPACE))
     with step("the tuned model is loaded into the serving pods"):
-        stack.kubectl("wait", "--for=condition=Ready", f"tunedmodel/{JOB}", "-n", NAMESPACE, "--timeout=180s", timeout=200)
+        # An earlier demo's version may answer still.
+        served = f"--for=jsonpath={{.status.servedVersion}}={status['model']['version']}"
+        stack.kubectl("wait", served, f"tunedmodel/{JOB}", "-n", NAMESPACE, "--timeout=180s", timeout=200)
     with step("the same questions to both models, through the OpenAI-compatible front end"), stack.front_end() as address:
         base, tuned = compare(address, stack.kubectl.token("visitor", NAMESPACE))
     console.print(
