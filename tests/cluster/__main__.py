@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("--name", default="test", help="the cluster; several can run side by side (default: test)")
 
-    commands.add_parser("build", help="install and build the programs").set_defaults(run=lambda _: build.everything())
+    commands.add_parser("build", help="install and build the programs").set_defaults(run=lambda _: build.everything(images.provide_base))
     up = commands.add_parser("up", parents=[named], help="bring the cluster up, or repair it")
     up.add_argument("--control-plane-only", action="store_true", help="etcd, API server and S3, without a node: seconds")
     up.add_argument("--controllers", action="store_true", help="the controller manager too")

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,12 +67,15 @@ def need_root() -> None:
         )
 
 
-def everything() -> None:
-    """Install and build all that any command of this package needs."""
+def everything(beside: Callable[[], object] = lambda: None) -> None:
+    """Install and build all that any command of this package needs; meanwhile do what mostly waits for the network."""
     need_root()
     packages({**CONTROL_PLANE_PACKAGES, **NODE_PACKAGES, **IMAGE_PACKAGES})
-    for program in ("kube", "pause", *MODULES):
-        program_path(program)
+    with ThreadPoolExecutor(1) as waiting:
+        done = waiting.submit(beside)
+        for program in ("kube", "pause", *MODULES):
+            program_path(program)
+        done.result()
     link_tools()
     print("         every program is there", flush=True)
 

@@ -181,6 +181,12 @@ def stand_in_base() -> str:
     return full_name
 
 
+def provide_base() -> None:
+    """Make the stand-in base, unless this machine has it."""
+    with locked(cache() / "images.lock"):
+        base_layer()
+
+
 def base_layer() -> Path:
     """The stand-in base's files as one layer; made once a machine, in about three minutes."""
     layer = cache() / "images" / f"base-{base_key()}.layer"
