@@ -52,26 +52,6 @@ def upload(stack: Stack) -> None:
             client.upload_file(str(path), BUCKET, f"{folder}/{path.name}")
 
 
-def prepare_namespace(stack: Stack) -> None:
-    """A namespace whose pods must be ``restricted``, the storage Secret, and a person who may read models there."""
-    stack.kubectl.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-        },
-        stack.storage_secret(NAMESPACE),
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "visitor", "namespace": NAMESPACE}},
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": {"name": "visitor", "namespace": NAMESPACE},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
-            "subjects": [{"kind": "ServiceAccount", "name": "visitor", "namespace": NAMESPACE}],
-        },
-    )
-
-
 def follow(stack: Stack) -> dict[str, Any]:
     """Shows the job's progress until it ended; returns its status."""
     columns = (TextColumn("  {task.description:<11}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
@@ -128,7 +108,7 @@ def main() -> int:
         stack = installed_stack(CLUSTER)
     with step("the base model and the instruction data go to object storage"):
         upload(stack)
-        prepare_namespace(stack)
+        stack.make_namespace(NAMESPACE, account="visitor", role="view")
     with step("kubectl apply -f examples/quickstart/job.yaml"):
         stack.kubectl("delete", "itj", JOB, "-n", NAMESPACE, "--ignore-not-found", "--wait=true")
         stack.kubectl("apply", "-n", NAMESPACE, "-f", str(HERE / "job.yaml"))

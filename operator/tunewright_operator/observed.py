@@ -7,7 +7,7 @@ in their ownerReferences; labels are for finding only, anybody can write them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -61,15 +61,15 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """An InstructionTuningJob. Spec and status stay packed as JSON until they are needed."""
+class Resource:
+    """A resource of ours. Spec and status stay packed as JSON until they are needed."""
 
     id: Identity
     packed_spec: bytes
     packed_status: bytes
 
     @classmethod
-    def of(cls, body: Manifest) -> "Job":
+    def of(cls, body: Manifest) -> Self:
         """The view of a manifest."""
         return cls(Identity.of(body), orjson.dumps(body.get("spec") or {}), orjson.dumps(body.get("status") or {}))
 
@@ -81,9 +81,15 @@ class Job:
 
     @property
     def raw_status(self) -> dict[str, Any]:
-        """As it is stored; empty for a job that nobody has seen yet."""
+        """As it is stored; empty where nobody has written one yet."""
         status: dict[str, Any] = orjson.loads(self.packed_status)
         return status
+
+
+class Job(Resource):
+    """An InstructionTuningJob."""
+
+    __slots__ = ()
 
 
 _STATUS_FIELDS = {(field.alias or name): TypeAdapter[Any](field.annotation or Any) for name, field in JobStatus.model_fields.items()}
@@ -205,30 +211,10 @@ class Pod:
         return replace(self, gone=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Resource):
     """A TunedModel."""
 
-    id: Identity
-    packed_spec: bytes
-    packed_status: bytes
-
-    @classmethod
-    def of(cls, body: Manifest) -> "Served":
-        """The view of a manifest."""
-        return cls(Identity.of(body), orjson.dumps(body.get("spec") or {}), orjson.dumps(body.get("status") or {}))
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """As it was applied."""
-        spec: dict[str, Any] = orjson.loads(self.packed_spec)
-        return spec
-
-    @property
-    def raw_status(self) -> dict[str, Any]:
-        """As it is stored."""
-        status: dict[str, Any] = orjson.loads(self.packed_status)
-        return status
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from openai import OpenAI, PermissionDeniedError
 
 from tests.support.models import tiny_model
 from tests.support.rows import alpaca_rows
-from tests.support.stack import BUCKET, Stack, cluster, wait_for
+from tests.support.stack import BUCKET, IMPATIENT, RELEASE, SYSTEM_NAMESPACE, Stack, cluster, wait_for
 from tests.support.tenant import JOB_SECONDS, Tenant, a_job
 from tunewright_crds import names, storage
 from tunewright_crds.errors import ExitCode
@@ -208,8 +208,6 @@ def test_training_outlives_two_minutes_without_object_storage(tenant: Tenant, in
 
 
 def test_a_release_changes_and_leaves_while_a_job_runs(stack: Stack, tenant: Tenant, inputs: dict[str, str]) -> None:
-    from tests.support.stack import IMPATIENT, RELEASE, SYSTEM_NAMESPACE
-
     tenant.apply(a_job("lasting", **inputs, hyperparameters={"maxSteps": LONG, "batchSize": 4}))
     tenant.wait("lasting", "training is under way", lambda status: status.get("progress", {}).get("step", 0) >= 3)
     pod = running_trainer(tenant, "lasting")["metadata"]["uid"]

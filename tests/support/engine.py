@@ -9,7 +9,6 @@ Started as ``python -m tests.support.engine``, it serves with a scratch folder o
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any, Final, Self
 
 import openai
 
+from tests.cluster.network import free_port
 from tests.support.s3 import REGION, S3Server
 
 START_SECONDS: Final = 180
@@ -32,9 +32,7 @@ class EngineProcess:
     """Ready when the block begins, gone when it ends."""
 
     def __init__(self, *, base: str, namespace: str, server: S3Server, bucket: str, work: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{free_port(taken=set())}"
         self._options = {"base": base, "namespace": namespace, "bucket": bucket, "endpoint": server.endpoint, "work": str(work)}
         self._options["port"] = self.url.rpartition(":")[2]
         self._environment = os.environ | server.keys | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}

@@ -6,9 +6,7 @@ with S3Server(tmp_path) as s3:
     s3.stop(); s3.start()  # an outage: same port, same objects
 """
 
-import http.client
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +17,8 @@ import boto3
 from botocore.config import Config
 
 from tests.cluster.build import program_path
+from tests.cluster.network import free_port
+from tests.cluster.storage import speaks_s3
 
 ACCESS_KEY: Final = "tester"
 SECRET_KEY: Final = "tester-secret"
@@ -32,7 +32,7 @@ class S3Server:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "s3"
         self._folder.mkdir(parents=True)
-        self._port = _free_port()
+        self._port = free_port(taken=set())
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,7 +62,7 @@ class S3Server:
             [*command, str(self._folder)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
+        while not speaks_s3(self._port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("versitygw does not start")
             time.sleep(0.05)
@@ -74,26 +74,9 @@ class S3Server:
             self._process.wait()
             self._process = None
 
-    def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
-        try:
-            connection.request("GET", "/")
-            return connection.getresponse().status < 500
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
     def __enter__(self) -> "S3Server":
         self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -119,6 +119,25 @@ class Stack:
         with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
             client.create_bucket(Bucket=name)
 
+    def make_namespace(self, name: str, *, account: str, role: str) -> None:
+        """A namespace whose pods must be ``restricted``, with its storage Secret, and a ServiceAccount with a built-in role in it."""
+        self.kubectl.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+            },
+            self.storage_secret(name),
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": name}},
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": {"name": account, "namespace": name},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+                "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": name}],
+            },
+        )
+
     def storage_secret(self, namespace: str, name: str = "tunewright-storage") -> dict[str, Any]:
         """The Secret with which a namespace's pods reach storage."""
         return {

@@ -24,19 +24,7 @@ class Tenant:
 
     def arrive(self) -> "Tenant":
         """Makes the namespace, the storage Secret, and a person ``owner`` who may edit in it."""
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-        self.stack.kubectl.apply(
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": labels}},
-            self.stack.storage_secret(self.namespace),
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "owner", "namespace": self.namespace}},
-            {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "RoleBinding",
-                "metadata": {"name": "owner", "namespace": self.namespace},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
-                "subjects": [{"kind": "ServiceAccount", "name": "owner", "namespace": self.namespace}],
-            },
-        )
+        self.stack.make_namespace(self.namespace, account="owner", role="edit")
         self.stack.make_bucket(UPLOADS)
         return self
 
