@@ -1,4 +1,6 @@
-"""``make test``: builds the programs that the tests need, then runs every test in one process and ends with pytest's one summary line.
+"""``make test``: builds the programs that the tests need, then runs every test and ends with pytest's one summary line.
+
+Two processes share the tests, a file at a time: the whole cluster's tests wait for pods most of the time, so the others run beside them.
 
 ``FAST=1`` runs the unit tests only. Arguments go to pytest. The clusters stay up for the next run, unless this is CI's.
 """
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SHARED = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
 CLUSTERS = ("test", "control", "self-test")
 
 
@@ -23,7 +26,7 @@ def main() -> int:
         if built.returncode:
             return built.returncode
     try:
-        return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
+        return subprocess.run([sys.executable, "-m", "pytest", *SHARED, *arguments], cwd=ROOT, env=environment, check=False).returncode
     finally:
         if os.environ.get("CI"):
             for name in CLUSTERS:

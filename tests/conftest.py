@@ -1,4 +1,4 @@
-"""Order and shared fixtures. Everything runs in one process, one test after another: from the quick and narrow to the slow and whole."""
+"""Order and shared fixtures. Each file's tests run one after another in one process; those on the whole cluster are together in one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,18 @@ ORDER = ("unit", "security", "integration", "faults", "cluster", "e2e")
 TESTS = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick kinds first, so that a plain mistake is told within seconds."""
-    items.sort(key=lambda item: ORDER.index(item.path.relative_to(TESTS).parts[0]))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Quick kinds first, so that a plain mistake is told within seconds; but of two processes, one begins with the cluster, which mostly waits."""
+    for item in items:
+        group = "stack" if needs_stack(item) else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
+    shared = hasattr(config, "workerinput")
+    items.sort(key=lambda item: -1 if shared and needs_stack(item) else ORDER.index(item.path.relative_to(TESTS).parts[0]))
+
+
+def needs_stack(item: pytest.Item) -> bool:
+    """Whether a test uses the whole cluster."""
+    return "stack" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

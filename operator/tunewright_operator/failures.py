@@ -107,7 +107,9 @@ def _told_by_the_trainer(pod: Pod) -> Ending | None:
 def _stopped(pod: Pod) -> Ending | None:
     if pod.exit_code != ExitCode.STOPPED:
         return None
-    return Ending.free(Reason.STOPPED, "stopped with a checkpoint")
+    outcome = heard(pod)
+    saved = outcome is not None and outcome.last_checkpoint is not None
+    return Ending.free(Reason.STOPPED, "stopped with a checkpoint" if saved else "stopped before there was anything to save")
 
 
 def _told_by_exit_code(pod: Pod) -> Ending | None:

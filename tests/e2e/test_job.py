@@ -162,6 +162,8 @@ def test_a_trainer_killed_ten_times_ends_with_the_very_same_adapter(tenant: Tena
         "retries": {"infrastructure": 50},
     }
     tenant.apply(a_job("killed", **inputs, **job))
+    tenant.wait("killed", "its data is prepared", lambda status: "trainExamples" in status.get("dataset", {}))
+    tenant.apply(a_job("calm", **inputs, **job))
     before = ""
     for kill in range(KILLS):
         pod = wait_for("a new pod runs", lambda: running_trainer(tenant, "killed", but=before), seconds=120)  # noqa: B023
@@ -184,7 +186,6 @@ def test_a_trainer_killed_ten_times_ends_with_the_very_same_adapter(tenant: Tena
     told_to_stop = [attempt for attempt in attempts if attempt.get("exitCode") == ExitCode.STOPPED]
     assert all(attempt["lostSteps"] == 0 for attempt in told_to_stop), "it saved before it went"
 
-    tenant.apply(a_job("calm", **inputs, **job))
     calm = tenant.wait_phase("calm", "Succeeded", seconds=2 * JOB_SECONDS)
     assert calm["dataset"]["reused"]
     assert adapter_of(tenant, survived["model"]["uri"]) == adapter_of(tenant, calm["model"]["uri"])

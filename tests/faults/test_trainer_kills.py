@@ -3,10 +3,14 @@
 The final adapter is the same bit for bit, nothing is published in part, and a run that is asked to stop loses no step.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +21,7 @@ from tests.support.s3 import REGION, S3Server
 from tests.support.trainer_runs import Attempts, Nursery
 from tests.support.training import DIGEST, NAMESPACE, UID, a_job, documents, packed, publish_data
 from tunewright_crds.errors import ExitCode
-from tunewright_crds.pod import PodConfig, StorageSettings
+from tunewright_crds.pod import Outcome, PodConfig, StorageSettings
 from tunewright_crds.storage import MANIFEST, checkpoints_key, step_name
 from tunewright_trainer.storage import LocalStore, S3Store, fetch_folder, open_store
 
@@ -101,6 +105,29 @@ def test_a_killed_run_ends_with_the_very_same_weights(attempts: Attempts, tmp_pa
     assert attempts.run(job(), attempt=4, digest=DIGEST) == ExitCode.DONE
     assert attempts.outcome().resumed_from_step == reached
     assert adapter(attempts) == expected
+
+
+def test_a_run_told_to_stop_while_it_starts_stops_at_once(tmp_path: Path) -> None:
+    config, message = tmp_path / "config.json", tmp_path / "message"
+    os.mkfifo(config)  # so that the start lasts until somebody writes, which nobody does
+    command = [sys.executable, "-m", "tunewright_trainer", "train", "--attempt=1", "--dataset=none", f"--config={config}"]
+    with subprocess.Popen(command, env=os.environ | {"TUNEWRIGHT_TERMINATION_MESSAGE": str(message)}) as run:
+        try:
+            writer: list[int] = []
+
+            def it_reads() -> bool:
+                with contextlib.suppress(OSError):  # nobody has opened the other end
+                    writer.append(os.open(config, os.O_WRONLY | os.O_NONBLOCK))
+                return bool(writer)
+
+            _until(it_reads, "its config")
+            run.terminate()
+            assert run.wait(PATIENCE_SECONDS) == ExitCode.STOPPED
+            assert Outcome.model_validate_json(message.read_text(encoding="utf-8")) == Outcome()
+        finally:
+            run.kill()
+            for end in writer:
+                os.close(end)
 
 
 def test_every_kind_of_write_is_a_safe_place_to_die(attempts: Attempts, tmp_path: Path) -> None:

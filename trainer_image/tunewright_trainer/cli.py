@@ -11,7 +11,7 @@ from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
-from tunewright_trainer.process import do_without, ending
+from tunewright_trainer.process import do_without, ending, work_under_way
 
 app = typer.Typer(name="tunewright-trainer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def prepare(
     output: Annotated[Path | None, typer.Option(help="With a manifest: the folder to write to.")] = None,
 ) -> None:
     """Check, clean, tokenise and pack a job's data. In a pod by --config; on one machine with a manifest and --output."""
+    work_under_way.set()
     with ending("prepare", quote_errors=False) as end:
         do_without("torch")  # a tokenizer needs none
         if config is not None and manifest is None and output is None:
@@ -111,6 +112,7 @@ def serve(
 @app.command()
 def run(manifest: Manifest, output: Output) -> None:
     """Prepare, train and publish on this machine, with the manifest that a cluster would be given. Run again, it goes on from its checkpoints."""
+    work_under_way.set()
     with ending("run") as end:
         from tunewright_trainer.config import load_manifest
 

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 stop_requested: Final = threading.Event()
 """Set by SIGTERM. Long loops look at it and raise `Stopped`."""
 
+work_under_way: Final = threading.Event()
+"""Set by a verb that from now on has something to save or to clear away before it stops. Until then SIGTERM ends the process at once."""
+
 
 class Stopped(Exception):
     """The process was asked to stop and has saved what it had to; ends with `ExitCode.STOPPED`."""
@@ -42,13 +45,18 @@ class Ending:
 
 
 def watch_for_stop() -> None:
-    """Note SIGTERM in `stop_requested`. To be called before heavy imports: the first process of a container never gets a signal that it
-    has no handler for, so one that came earlier would be lost and the pod killed without a checkpoint at the end of its grace."""
-    signal.signal(signal.SIGTERM, _note_stop)
+    """Obey SIGTERM from now on. To be called before heavy imports: the first process of a container never gets a signal that it has no
+    handler for, so one that came earlier would be lost and the pod killed at the end of its grace."""
+    signal.signal(signal.SIGTERM, _stop)
 
 
-def _note_stop(_signal: int, _frame: FrameType | None) -> None:
-    stop_requested.set()
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    if work_under_way.is_set():
+        stop_requested.set()
+        return
+    log.info("stopped on request, while starting")
+    write_termination_message(Outcome())
+    os._exit(int(ExitCode.STOPPED))  # an exception could be caught by whatever is being imported just now
 
 
 def raise_if_stopped() -> None:

@@ -22,7 +22,7 @@ from tunewright_crds.job import BestCheckpoint, JobSpec
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import checkpoints_key, metrics_key
 from tunewright_trainer import publish
-from tunewright_trainer.process import Stopped, stop_requested, telling
+from tunewright_trainer.process import Stopped, stop_requested, telling, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
 from tunewright_trainer.train import loss, metrics, schedule
@@ -61,6 +61,7 @@ def train(
         run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
         try:
             run.resume()
+            work_under_way.set()
             while not run.done:
                 if stop_requested.is_set():
                     run.save()
