@@ -1,6 +1,6 @@
 # Each target calls one program; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check images cluster-up cluster-down crds
+.PHONY: help ready programs demo test check images cluster-up cluster-down crds
 
 PYTHON := .venv/bin/python
 # uv is taken from PATH, else installed once beside the other tools that we build, outside the work tree.
@@ -17,10 +17,17 @@ $(CACHE)/uv/bin/uv:
 	$(UV) sync --frozen --all-extras --quiet --compile-bytecode
 	@touch $@
 
-demo: .venv/.ready ## the quick start: a cluster, a tuned model that answers, in three minutes once everything is built
+# The environment mostly waits for the network, the programs for processors.
+ready:
+	@$(MAKE) --no-print-directory -j2 .venv/.ready programs
+
+programs: ## what a single-machine Kubernetes consists of, built from source once a machine
+	python3 -m tests.cluster build
+
+demo: ready ## the quick start: a cluster, a tuned model that answers, in three minutes once everything is built
 	$(PYTHON) -m examples.quickstart.demo
 
-test: .venv/.ready ## every test there is; FAST=1 leaves out those that need a cluster
+test: $(if $(filter 1,$(FAST)),.venv/.ready,ready) ## every test there is; FAST=1 leaves out those that need a cluster
 	$(PYTHON) -m tests
 
 check: .venv/.ready ## format, lint, types, import contracts, generated files

@@ -1,4 +1,4 @@
-"""``make test``: builds the programs that the tests need, then runs every test and ends with pytest's one summary line.
+"""``make test``: runs every test and ends with pytest's one summary line.
 
 Two processes share the tests, a file at a time: the whole cluster's tests wait for pods most of the time, so the others run beside them.
 
@@ -21,10 +21,6 @@ def main() -> int:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if os.environ.get("FAST") == "1":
         arguments = arguments or ["tests/unit"]
-    else:
-        built = subprocess.run([sys.executable, "-m", "tests.cluster", "build"], cwd=ROOT, check=False)
-        if built.returncode:
-            return built.returncode
     try:
         return subprocess.run([sys.executable, "-m", "pytest", *SHARED, *arguments], cwd=ROOT, env=environment, check=False).returncode
     finally:

