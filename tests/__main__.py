@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHARED = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+SHARED = ("-n", "2", "--no-loadscope-reorder")
 CLUSTERS = ("test", "control", "self-test")
 
 

@@ -1,29 +1,37 @@
-"""Order and shared fixtures. Each file's tests run one after another in one process; those on the whole cluster are together in one."""
+"""Order and shared fixtures. The tests of a file run one after another in one process, and so do all on the whole cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.stack import IMPATIENT, Stack, installed_stack
 from tests.support.tenant import Tenant
 
-ORDER = ("unit", "security", "integration", "faults", "cluster", "e2e")
+WHOLE_CLUSTER = "e2e"
+ORDER = ("unit", "security", "integration", "faults", "cluster", WHOLE_CLUSTER)
 TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Quick kinds first, so that a plain mistake is told within seconds; but of two processes, one begins with the cluster, which mostly waits."""
-    for item in items:
-        group = "stack" if needs_stack(item) else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(group))
-    shared = hasattr(config, "workerinput")
-    items.sort(key=lambda item: -1 if shared and needs_stack(item) else ORDER.index(item.path.relative_to(TESTS).parts[0]))
+    order = (WHOLE_CLUSTER, *ORDER) if hasattr(config, "workerinput") else ORDER
+    items.sort(key=lambda item: order.index(item.path.relative_to(TESTS).parts[0]))
 
 
-def needs_stack(item: pytest.Item) -> bool:
-    """Whether a test uses the whole cluster."""
-    return "stack" in getattr(item, "fixturenames", ())
+class Scheduling(LoadScopeScheduling):
+    """What one process takes as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return WHOLE_CLUSTER if file.startswith(f"tests/{WHOLE_CLUSTER}/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """See `Scheduling`."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

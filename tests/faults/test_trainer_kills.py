@@ -120,9 +120,13 @@ def test_a_run_told_to_stop_while_it_starts_stops_at_once(tmp_path: Path) -> Non
                     writer.append(os.open(config, os.O_WRONLY | os.O_NONBLOCK))
                 return bool(writer)
 
+            def it_stops() -> bool:
+                run.terminate()  # again and again: Python looks for signals between its own steps, not in a read that begins just then
+                return run.poll() is not None
+
             _until(it_reads, "its config")
-            run.terminate()
-            assert run.wait(PATIENCE_SECONDS) == ExitCode.STOPPED
+            _until(it_stops, "its end")
+            assert run.returncode == ExitCode.STOPPED
             assert Outcome.model_validate_json(message.read_text(encoding="utf-8")) == Outcome()
         finally:
             run.kill()
