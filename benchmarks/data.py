@@ -1,0 +1,150 @@
+"""Preparing data side by side with TRL: the same generated alpaca rows, tokenizer, chat template and processors, each a process of its own.
+
+    python -m benchmarks.data [--rows 1000000] [--runs 3] [--processes 2] [--only ours]
+
+Both read the JSON lines, apply the chat template, tokenise, mask the prompt and pack into rows of 1,024 tokens; ours also checks every row, removes
+duplicates, draws a validation split, hashes what it writes and makes the report. Clocks run from the start of the process to its end; memory is the
+proportional share (PSS) of the process and its children, sampled, at its highest.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+ROW_TOKENS: Final = 1024
+SAMPLE_SECONDS: Final = 0.2
+TEMPLATE: Final = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+JOB: Final = """
+apiVersion: tunewright.dev/v1alpha1
+kind: InstructionTuningJob
+metadata: {{name: benchmark, namespace: benchmark}}
+spec:
+  model: {{uri: {model}}}
+  dataset: {{sources: [{{uri: {data}}}], maxLength: {length}}}
+  resources: {{cpu: "{processes}"}}
+"""
+VARIANTS: Final = {"ours": "Tunewright", "trl": "TRL SFTTrainer"}
+
+
+def main() -> None:
+    """Run every variant in turn, so often; print a table."""
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        work = Path(folder)
+        data = work / "data.jsonl"
+        _write_rows(data, options.rows)
+        model = _make_model(work / "model", data)
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
+        for run in range(options.runs):
+            for name in options.only:
+                found[name].append(_measured(name, work / f"{name}-{run}", data, model, processes=options.processes))
+                print(f"{VARIANTS[name]}, run {run + 1}: {found[name][-1]}", file=sys.stderr, flush=True)
+    print(f"{options.rows:,} rows, {options.processes} processes, median of {options.runs} runs\n")
+    print("| | seconds | rows/s | highest memory |\n|---|---|---|---|")
+    for name, runs in found.items():
+        seconds, memory = (statistics.median(run[key] for run in runs) for key in ("seconds", "memory"))
+        print(f"| {VARIANTS[name]} | {seconds:,.1f} | {options.rows / seconds:,.0f} | {memory / 2**20:,.0f} MiB |")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", choices=list(VARIANTS), nargs="+", default=list(VARIANTS))
+    return parser.parse_args()
+
+
+def _write_rows(path: Path, count: int) -> None:
+    """Rows of 20 words of instruction, 30 of input and 40 of output on average, out of 5,000 words."""
+    chance = random.Random(1)
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(5000)]
+
+    def text(average: int) -> str:
+        return " ".join(chance.choices(words, k=chance.randint(average // 2, average * 3 // 2)))
+
+    with path.open("w") as file:
+        for _ in range(count):
+            file.write(json.dumps({"instruction": text(20), "input": text(30), "output": text(40)}) + "\n")
+
+
+def _make_model(folder: Path, data: Path) -> Path:
+    """A tiny Llama with a byte-level BPE tokenizer of 8,000 tokens, trained on some of the rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>"]
+    with data.open() as file:
+        lines = [line for line, _ in zip(file, range(5000), strict=False)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=8000, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=ROW_TOKENS,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _measured(variant: str, place: Path, data: Path, model: Path, *, processes: int) -> dict[str, float]:
+    """Seconds and highest memory in bytes of one run."""
+    place.mkdir()
+    environment = os.environ | {"HF_HOME": str(place / "cache"), "TMPDIR": str(place), "TOKENIZERS_PARALLELISM": "true"}
+    if variant == "ours":
+        (place / "job.yaml").write_text(JOB.format(model=model, data=data, length=ROW_TOKENS, processes=processes))
+        command = ["-m", "tunewright_trainer", "prepare", str(place / "job.yaml"), "--output", str(place / "out")]
+    else:
+        command = ["-m", "benchmarks.data_trl", str(data), str(model), str(place / "out"), str(processes)]
+    began = time.monotonic()
+    with (place / "log").open("w") as log, subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log) as run:
+        highest = 0
+        while run.poll() is None:
+            highest = max(highest, _memory(run.pid))
+            time.sleep(SAMPLE_SECONDS)
+    seconds = time.monotonic() - began
+    if run.returncode:
+        sys.exit(f"{variant} failed:\n{(place / 'log').read_text()[-3000:]}")
+    subprocess.run(["rm", "-rf", str(place)], check=True)
+    return {"seconds": seconds, "memory": float(highest)}
+
+
+def _memory(process: int) -> int:
+    """Proportional set size of a process and its descendants, in bytes."""
+    total = 0
+    waiting = [process]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            waiting += [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+        except OSError:  # it ended meanwhile
+            continue
+        total += next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return total
+
+
+if __name__ == "__main__":
+    main()
