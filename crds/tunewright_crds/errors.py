@@ -4,7 +4,8 @@ A pod ends with an exit code (sysexits) and one JSON object as its termination m
 """
 
 from enum import IntEnum, StrEnum
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 
 class ExitCode(IntEnum):
@@ -36,6 +37,7 @@ class FailureCode(StrEnum):
     DATA_NOT_FOUND = "DataNotFound"
     DATA_INVALID = "DataInvalid"
     DATA_EMPTY = "DataEmpty"
+    LICENSE_FORBIDDEN = "LicenseForbidden"
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_UNSAFE = "ModelUnsafe"
     MODEL_UNSUPPORTED = "ModelUnsupported"
@@ -58,6 +60,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.DATA_NOT_FOUND: "Check the bucket and the key of the source, and that its objects are uploaded.",
     FailureCode.DATA_INVALID: "Mend the rows named in the message, name the right `format` or `columns`, or allow bad rows by `maxInvalidFraction`.",
     FailureCode.DATA_EMPTY: "Give a source with at least one usable row; the report counts what was dropped and why.",
+    FailureCode.LICENSE_FORBIDDEN: "Leave the source out, or, if its licence is another one, name it in the source's `license`.",
     FailureCode.MODEL_NOT_FOUND: "Check spec.model.uri: the folder needs config.json, tokenizer files and *.safetensors.",
     FailureCode.MODEL_UNSAFE: "Convert the weights to safetensors; pickled weights can run code and are never loaded.",
     FailureCode.MODEL_UNSUPPORTED: "Use a causal language model whose architecture transformers knows without code of the model's own.",
@@ -80,6 +83,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.DATA_NOT_FOUND: ExitCode.MISSING,
     FailureCode.DATA_INVALID: ExitCode.DATA,
     FailureCode.DATA_EMPTY: ExitCode.DATA,
+    FailureCode.LICENSE_FORBIDDEN: ExitCode.CONFIG,
     FailureCode.MODEL_NOT_FOUND: ExitCode.MISSING,
     FailureCode.MODEL_UNSAFE: ExitCode.MISSING,
     FailureCode.MODEL_UNSUPPORTED: ExitCode.CONFIG,
@@ -121,6 +125,10 @@ class Refusal(Exception):
         self.code = code
         self.message = message
         self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets it come back from another process."""
+        return partial(type(self), self.code, self.message, param=self.param), ()
 
     @property
     def exit_code(self) -> ExitCode:

@@ -26,8 +26,27 @@ class Architecture(StrEnum):
 class DataFormat(StrEnum):
     AUTO = "auto"
     ALPACA = "alpaca"
-    CHAT = "chat"
+    DOLLY = "dolly"
     PROMPT_COMPLETION = "prompt-completion"
+    CHAT = "chat"
+    SHAREGPT = "sharegpt"
+    TEXT = "text"
+    P3 = "p3"
+    UNIFIEDQA = "unifiedqa"
+    UNIFIEDSKG = "unifiedskg"
+    NATURAL_INSTRUCTIONS = "natural-instructions"
+    SELF_INSTRUCT = "self-instruct"
+    OASST = "oasst"
+    ULTRACHAT = "ultrachat"
+    BAIZE = "baize"
+    OIG = "oig"
+    COIG = "coig"
+    COIG_EXAM = "coig-exam"
+
+
+class Targets(StrEnum):
+    ALL = "all"
+    FIRST = "first"
 
 
 class Split(StrEnum):
@@ -90,19 +109,39 @@ class Model(Part):
     )
 
 
-class Source(Part):
+class Source(
+    Part,
+    json_schema_extra=Rules(
+        ("self.template == '' || (self.format == 'auto' && self.columns.size() == 0)", "with a template, format and columns say nothing"),
+        ("self.choices.size() == 0 || self.template != ''", "choices are for a template"),
+    ),
+):
     """One source of instruction data."""
 
-    uri: Uri = Field(description="A file or a folder of files: .jsonl, .json, .csv, .parquet; .gz and .zst beside them.")
+    uri: Uri = Field(description="A file or a folder of files: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them.")
     format: DataFormat = Field(
         DataFormat.AUTO,
-        description="Shape of a row: alpaca {instruction,input,output}, chat {messages:[{role,content}]}, prompt-completion {prompt,completion}. "
-        "`auto` recognises it by its keys.",
+        description="Shape of a row; `auto` recognises it by its keys. alpaca {instruction,input,output}, dolly {instruction,context,response}, "
+        "prompt-completion {prompt,completion}, chat {messages:[{role,content}],tools}, sharegpt {conversations:[{from,value}]}, text {text}, "
+        "p3 {inputs,targets}, unifiedqa {input,output}, unifiedskg {seq_in,seq_out}, natural-instructions {Definition,Instances}, "
+        "self-instruct {instruction,instances}, oasst (trees, or messages of trees), ultrachat {data:[...]}, baize, oig (transcripts), coig, coig-exam.",
     )
     columns: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)]] = Field(
         default_factory=dict,
         max_length=16,
         description="Our key to the key of the file, where they differ: {instruction: question, output: answer}.",
+    )
+    template: str = Field(
+        "",
+        max_length=MAX_TEMPLATE,
+        description="Jinja template for rows of any other shape: the question, then `|||`, then the answer, as in "
+        "`Is this review good? {{text}} ||| {{choices[label]}}`. Another `|||` begins another right answer. Keys are the file's own.",
+    )
+    choices: list[Annotated[str, Field(max_length=1024)]] = Field(
+        default_factory=list, max_length=1000, description="Texts of the classes, for the template's `choices[...]`."
+    )
+    targets: Targets = Field(
+        Targets.ALL, description="Of several right answers in a row: learn all, each as an example of its own, or the first only."
     )
     split: Split = Field(
         Split.TRAIN, description="What the rows are for. `train` rows are split further by validationFraction and testFraction."
@@ -110,7 +149,19 @@ class Source(Part):
     max_examples: int | None = Field(
         None, alias="maxExamples", ge=1, le=1_000_000_000, description="Take at most so many rows of this source."
     )
-    license: str = Field("", max_length=128, description="Licence of the data; carried into the lineage of the tuned model.")
+    license: str = Field(
+        "",
+        max_length=128,
+        description="Licence of the data, carried into the lineage of the tuned model. Default: what the data card (README.md) beside the files says.",
+    )
+
+    @model_validator(mode="after")
+    def _template_alone(self) -> "Source":
+        if self.template and (self.format is not DataFormat.AUTO or self.columns):
+            raise ValueError("with a template, format and columns say nothing: leave them out")
+        if self.choices and not self.template:
+            raise ValueError("choices are for a template: give one, or leave them out")
+        return self
 
 
 class Cleaning(Part):
@@ -161,6 +212,13 @@ class Dataset(
     )
     max_invalid_fraction: float = Field(
         0.0, alias="maxInvalidFraction", ge=0, lt=1, description="Share of unusable rows that is tolerated before the job fails."
+    )
+
+    forbidden_licenses: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
+        default_factory=list,
+        alias="forbiddenLicenses",
+        max_length=64,
+        description="Licences that no source may have; `*` stands for anything, as in cc-by-nc-*, and `unknown` for sources that name none.",
     )
 
     @model_validator(mode="after")
@@ -456,6 +514,9 @@ class DatasetStatus(Part):
     trainable_tokens: int = Field(0, alias="trainableTokens", ge=0, description="Those of them that are learned.")
     rejected: int = Field(0, ge=0, description="Unusable rows and rows dropped by cleaning.")
     reused: bool = Field(False, description="Whether the data had been prepared before.")
+    licenses: list[Annotated[str, Field(max_length=128)]] = Field(
+        default_factory=list, max_length=MAX_SOURCES, description="Licences of the data."
+    )
     report_uri: str = Field("", alias="reportUri", max_length=2048, description="The data report.")
 
 

@@ -3,7 +3,8 @@
 from typing import Final
 
 MANIFEST: Final = "manifest.json"
-REPORT: Final = "report.json"
+REPORT: Final = "report.html"
+REPORT_DATA: Final = "report.json"
 STEP_DIGITS: Final = 8
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds import names
-from tunewright_crds.job import JobSpec
+from tunewright_crds.job import DatasetStatus, JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
 from tunewright_crds.tuned_model import Artifact, Base, Kind, ModelSource, Serving, TunedModelSpec
@@ -238,7 +238,7 @@ def _present(**fields: Any) -> Manifest:
     return {name: value for name, value in fields.items() if value}
 
 
-def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: str, serving: Serving) -> Manifest:
+def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: DatasetStatus, serving: Serving) -> Manifest:
     """The published model. It belongs to nobody: deleting the job keeps it."""
     spec = TunedModelSpec(
         base=Base(uri=config.spec.model.uri, credentials_secret=config.spec.model.credentials_secret),
@@ -249,8 +249,8 @@ def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: s
             job=config.job.name,
             uid=config.job.uid,
             step=step,
-            dataset_digest=dataset,
-            licenses=sorted({source.license for source in config.spec.dataset.sources if source.license}),
+            dataset_digest=dataset.digest,
+            licenses=dataset.licenses,
         ),
         serving=serving,
     )

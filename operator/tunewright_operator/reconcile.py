@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureClass, FailureCode
-from tunewright_crds.job import ModelStatus, read_spec
+from tunewright_crds.job import DatasetStatus, ModelStatus, read_spec
 from tunewright_crds.names import Condition, Phase, Reason
 from tunewright_crds.tuned_model import Serving
 from tunewright_operator import builders
@@ -160,7 +160,7 @@ def publish(work: Work) -> bool:
     if work.artifact is None:
         return False
     config, artifact = work.config, work.artifact
-    dataset = work.status.dataset.digest if work.status.dataset else ""
+    dataset = work.status.dataset or DatasetStatus()
     work.plan.publish = builders.tuned_model(config, artifact, step=work.reached, dataset=dataset, serving=_serving(work))
     work.status.model = ModelStatus(name=config.model_name, version=config.version, uri=artifact.uri)
     work.end(Phase.SUCCEEDED)

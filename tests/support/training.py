@@ -61,7 +61,7 @@ def publish_data(store: Store, work: Path, *, train: Sequence[Row], validation: 
     write_rows(folder / "train", train)
     if validation:
         write_rows(folder / "validation", validation)
-    publish_folder(store, folder, dataset_key(NAMESPACE, digest), manifest={})
+    publish_folder(store, folder, dataset_key(NAMESPACE, digest), manifest={"licenses": ["cc0"]})
     shutil.rmtree(folder)
 
 
@@ -69,7 +69,7 @@ def a_job(model: Path | str | None = None, *, storage: StorageSettings | None = 
     """A job on one thread. ``parts`` are parts of the spec, such as ``hyperparameters={"batchSize": 2}``."""
     spec: dict[str, Any] = {
         "model": {"uri": str(model or tiny_model("llama"))},
-        "dataset": {"sources": [{"uri": "/never/read", "license": "cc0"}]},
+        "dataset": {"sources": [{"uri": "/never/read"}]},
         "resources": {"cpu": "1"},
     }
     for name, part in parts.items():

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -63,6 +65,12 @@ def raise_if_stopped() -> None:
     """Raise `Stopped` once the process was asked to stop."""
     if stop_requested.is_set():
         raise Stopped
+
+
+def thread_count(cpu: str) -> int:
+    """Threads for a Kubernetes quantity of processors, rounded up: `1500m` gives 2."""
+    count = Decimal(cpu[:-1]) / 1000 if cpu.endswith("m") else Decimal(cpu)
+    return max(1, math.ceil(count))
 
 
 def do_without(*libraries: str) -> None:

@@ -1,154 +1,95 @@
-"""Rows of the formats in use, as conversations."""
+"""From the rows of a file to conversations."""
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Final
 
-from tunewright_crds.job import DataFormat
-from tunewright_trainer.prepare.rows import Row
-from tunewright_trainer.prepare.template import Message
+from tunewright_crds.job import DataFormat, Source, Targets
+from tunewright_trainer.prepare import trees
+from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError
+from tunewright_trainer.prepare.fields import Fields
+from tunewright_trainer.prepare.formats import READERS, recognised
+from tunewright_trainer.prepare.rows import Numbered, Problem, Row
+from tunewright_trainer.prepare.templated import RowTemplate
 
-ROLES: Final = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # no tokenizer of instruction data needs them
+Found = tuple[int, Conversation | Drop | Problem]
+"""What a row comes to, with its line."""
 
-Conversation = list[Message]
+_TREE_KEYS: Final = ("message_tree_id", "message_id", "role", "text")
 
 
-class RowError(Exception):
-    """What is wrong with a row, in terms of the file's own keys; never holds content."""
+class Converter:
+    """Reads the rows of one source. Raises `Refusal` where its template is none; `param` names it then."""
 
-    def __init__(self, field: str, what: str) -> None:
-        super().__init__(what)
-        self.field = field
-        self.what = what
+    def __init__(self, source: Source, *, param: str) -> None:
+        self._source = source
+        self._template = RowTemplate(source.template, source.choices, param=param) if source.template else None
 
+    def conversations(self, rows: Iterable[Numbered]) -> Iterator[Found]:
+        """What the rows of a file come to: each any number of conversations, or a problem. Flat messages of a tree are read together."""
+        tree: list[tuple[int, Row]] = []
+        for line, row in rows:
+            if tree and not self._continues(tree, row):
+                yield from self._together(tree)
+                tree = []
+            if isinstance(row, Problem):
+                yield line, row
+            elif self._is_flat(row):
+                tree.append((line, row))
+            else:
+                yield from _told(line, self._read(row))
+        if tree:
+            yield from self._together(tree)
 
-def conversation(row: Row, *, format: DataFormat, columns: Mapping[str, str]) -> Conversation:
-    """The conversation that a row tells, which begins with a system or user message and holds an assistant's; raises `RowError`.
+    def _read(self, row: Row) -> Iterator[Conversation | Drop]:
+        before: tuple[Message, ...] | None = None
+        for found in self._answers(row):
+            if isinstance(found, Conversation) and self._source.targets is Targets.FIRST:
+                if found.messages[:-1] == before:
+                    continue
+                before = found.messages[:-1]
+            yield found
 
-    `columns` maps our keys to the file's.
-    """
-    fields = _Fields(row, columns)
-    kind = _recognised(fields) if format is DataFormat.AUTO else format
-    messages = _READERS[kind](fields)
-    if messages and messages[0]["role"] == "assistant":
-        raise RowError(fields.name(_FIRST_KEY[kind]), "begins with an answer; a system or user message must come first")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError(fields.name(_FIRST_KEY[kind]), "holds no assistant message")
-    return messages
+    def _answers(self, row: Row) -> Iterable[Conversation | Drop]:
+        if self._template:
+            return self._template.conversations(row)
+        fields = Fields(row, self._source.columns)
+        read = recognised(fields) if self._source.format is DataFormat.AUTO else READERS[self._source.format]
+        return read(fields)
 
+    def _is_flat(self, row: Row) -> bool:
+        """Whether a row is one message of an OpenAssistant tree."""
+        known = self._source.format in (DataFormat.AUTO, DataFormat.OASST) and not self._template
+        return known and all(isinstance(row.get(key), str) for key in _TREE_KEYS)
 
-class _Fields:
-    """A row by our keys."""
+    def _continues(self, tree: list[tuple[int, Row]], row: Row | Problem) -> bool:
+        return (
+            not isinstance(row, Problem)
+            and self._is_flat(row)
+            and row["message_tree_id"] == tree[0][1]["message_tree_id"]
+            and len(tree) < trees.MOST_MESSAGES
+        )
 
-    def __init__(self, row: Row, columns: Mapping[str, str]) -> None:
-        self._row = row
-        self._columns = columns
-
-    def name(self, key: str) -> str:
-        """The file's name of a key of ours."""
-        return self._columns.get(key, key)
-
-    def has(self, key: str) -> bool:
-        return self._row.get(self.name(key)) is not None
-
-    def get(self, key: str) -> Any:
-        if not self.has(key):
-            raise RowError(self.name(key), "is missing")
-        return self._row[self.name(key)]
-
-    def text(self, key: str) -> str:
-        return _text(self.get(key), self.name(key))
-
-    def optional(self, key: str) -> str:
-        return self.text(key) if self.has(key) else ""
-
-
-def _recognised(fields: _Fields) -> DataFormat:
-    if fields.has("messages") or fields.has("conversations"):
-        return DataFormat.CHAT
-    if fields.has("instruction"):
-        return DataFormat.ALPACA
-    if fields.has("prompt"):
-        return DataFormat.PROMPT_COMPLETION
-    raise RowError("", "has none of the keys that tell its format (instruction, messages, conversations, prompt); name others by `columns`")
+    def _together(self, tree: list[tuple[int, Row]]) -> Iterator[Found]:
+        yield from _told(tree[0][0], trees.flat_tree([row for _, row in tree]))
 
 
-def _alpaca(fields: _Fields) -> Conversation:
-    """Stanford Alpaca's keys, with `system` and `history` as LLaMA-Factory has them: history is a list of [question, answer]."""
-    messages = [_message("system", fields.optional("system"))] if fields.optional("system") else []
-    history = fields.get("history") if fields.has("history") else []
-    name = fields.name("history")
-    if not isinstance(history, list):
-        raise RowError(name, "must be a list of [question, answer]")
-    for index, turn in enumerate(history):
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise RowError(f"{name}[{index}]", "must be [question, answer]")
-        messages += [_message("user", _text(turn[0], f"{name}[{index}]")), _message("assistant", _text(turn[1], f"{name}[{index}]"))]
-    question = "\n\n".join(part for part in (fields.text("instruction"), fields.optional("input")) if part)
-    if not question:
-        raise RowError(fields.name("instruction"), "is empty")
-    return [*messages, _message("user", question), _message("assistant", fields.text("output"))]
-
-
-def _prompt_completion(fields: _Fields) -> Conversation:
-    prompt = fields.text("prompt")
-    if not prompt:
-        raise RowError(fields.name("prompt"), "is empty")
-    return [_message("user", prompt), _message("assistant", fields.text("completion"))]
-
-
-def _chat(fields: _Fields) -> Conversation:
-    key = "messages" if fields.has("messages") else "conversations"
-    entries = fields.get(key)
-    name = fields.name(key)
-    if not isinstance(entries, list) or not entries:
-        raise RowError(name, "must be a list of messages")
-    system = fields.optional("system")
-    messages = [_chat_message(entry, f"{name}[{index}]") for index, entry in enumerate(entries)]
-    return [_message("system", system), *messages] if system and messages[0]["role"] != "system" else messages
-
-
-def _chat_message(entry: Any, where: str) -> Message:
-    if not isinstance(entry, dict):
-        raise RowError(where, "must be an object with role and content")
-    role_key, text_key = ("from", "value") if "from" in entry else ("role", "content")
-    for key in (role_key, text_key):
-        if entry.get(key) is None:
-            raise RowError(f"{where}.{key}", "is missing")
-    role = ROLES.get(entry[role_key].lower()) if isinstance(entry[role_key], str) else None
-    if role is None:
-        raise RowError(f"{where}.{role_key}", "must be system, user or assistant (or human, gpt)")
-    return _message(role, _text(entry[text_key], f"{where}.{text_key}"))
-
-
-_READERS: Final = {DataFormat.ALPACA: _alpaca, DataFormat.CHAT: _chat, DataFormat.PROMPT_COMPLETION: _prompt_completion}
-_FIRST_KEY: Final = {DataFormat.ALPACA: "instruction", DataFormat.CHAT: "messages", DataFormat.PROMPT_COMPLETION: "prompt"}
-
-
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(name, "must be a text")
+def _told(line: int, found: Iterable[Conversation | Drop]) -> Iterator[Found]:
+    """The findings, up to a mistake."""
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError(name, "holds a lone surrogate, which is no character") from None
-    return value
+        for one in found:
+            yield line, one if isinstance(one, Drop) else _checked(one)
+    except RowError as error:
+        yield line, Problem(error.field, error.what)
+    except RecursionError:
+        yield line, Problem("", "is nested too deeply")
 
 
-def without_control_characters(messages: Sequence[Message]) -> Conversation:
-    """The conversation with Windows line ends as plain ones and without control characters but tab and line feed."""
-    return [_message(message["role"], _CONTROL.sub("", message["content"].replace("\r\n", "\n"))) for message in messages]
+def _checked(conversation: Conversation) -> Conversation:
+    """The conversation, if there is something in it to learn and something that it follows from."""
+    if conversation.text:
+        return conversation
+    if not any(message["role"] == "assistant" for message in conversation.messages):
+        raise RowError("", "holds no assistant message")
+    if conversation.messages[0]["role"] == "assistant":
+        raise RowError("", "begins with an answer; a system or user message must come first")
+    return conversation

@@ -1,27 +1,47 @@
 """From conversations to token ids and labels: a label where a token is learned, `IGNORED` elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import TrainOn
-from tunewright_trainer.prepare.convert import Conversation
+from tunewright_crds.job import Overlong, TrainOn
+from tunewright_trainer.prepare.boundaries import Boundaries
+from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.template import Unrenderable, needs_end_of_text, render, tokenize
 
 IGNORED: Final = -100
 
+CHECKED: Final = 64  # texts whose beginnings are tokenised in any case, to see that `Boundaries` tells the same of this tokenizer
+OVERLONG: Final = "longer than maxLength"
+
 Ints = np.ndarray[Any, np.dtype[np.int32]]
+Longs = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class Example:
-    """Token ids and labels of one conversation, of one length."""
+class Encoded:
+    """What a batch of conversations came to: examples end to end, and why the others are none."""
 
-    input_ids: Ints
+    ids: Ints
+    """[tokens]"""
     labels: Ints
+    """[tokens], `IGNORED` where nothing is learned."""
+    lengths: Longs
+    """[examples], in tokens."""
+    kept: Longs
+    """[examples]: numbers of their conversations in the batch."""
+    drops: dict[int, str]
+    """Reasons, by the number of the conversation."""
+    truncated: int
+
+    def example(self, number: int) -> tuple[Ints, Ints]:
+        """Ids and labels of an example, by its number among those that are kept."""
+        end = int(self.lengths[: number + 1].sum())
+        start = end - int(self.lengths[number])
+        return self.ids[start:end], self.labels[start:end]
 
 
 @dataclass(frozen=True)
@@ -43,44 +63,86 @@ class Encoder:
     The ids of each learned answer's prompt are those that `render_prompt_ids` gives, so that a served model sees what it was trained on.
     """
 
-    def __init__(self, tokenizer: Any, template: str, *, train_on: TrainOn) -> None:
+    def __init__(self, tokenizer: Any, template: str, *, train_on: TrainOn, longest: int, overlong: Overlong) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._train_on = train_on
+        self._longest = longest
+        self._overlong = overlong
         self._ends_text = needs_end_of_text(tokenizer, template)
+        self._boundaries: Boundaries | None = Boundaries(tokenizer)
+        self._unchecked = CHECKED
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[Example | None]:
-        """An example for each conversation, None where the template refuses it."""
-        rendered = [self._rendered(messages) for messages in conversations]
-        # All texts go to the tokenizer at once: it works on many in parallel.
-        texts = [text for found in rendered if found for text in (found.text, *(found.text[:cut] for cut in found.cuts))]
-        ids = iter(tokenize(self._tokenizer, texts) if texts else [])
-        return [self._example(found, [next(ids) for _ in (found.text, *found.cuts)]) if found else None for found in rendered]
+    def encode(self, conversations: Sequence[Conversation]) -> Encoded:
+        """Examples of at most the longest length. Those that are left out: refused by the template, too long, or with nothing to learn."""
+        rendered = [self._rendered(conversation) for conversation in conversations]
+        kept: dict[int, tuple[Ints, Ints]] = {}
+        drops = {number: found.reason for number, found in enumerate(rendered) if isinstance(found, Drop)}
+        truncated = 0
+        texts = {number: found for number, found in enumerate(rendered) if isinstance(found, _Rendered)}
+        for number, example in zip(texts, self._examples(list(texts.values())), strict=True):
+            long = len(example[0]) > self._longest
+            if long and self._overlong is not Overlong.TRUNCATE:
+                drops[number] = OVERLONG
+                continue
+            example = (example[0][: self._longest], example[1][: self._longest])
+            if not (example[1] != IGNORED).any():
+                drops[number] = "nothing to learn within maxLength" if long else "nothing to learn"
+                continue
+            truncated += long
+            kept[number] = example
+        return Encoded(
+            ids=np.concatenate([ids for ids, _ in kept.values()]) if kept else np.empty(0, np.int32),
+            labels=np.concatenate([labels for _, labels in kept.values()]) if kept else np.empty(0, np.int32),
+            lengths=np.array([len(ids) for ids, _ in kept.values()], dtype=np.int64),
+            kept=np.array(list(kept), dtype=np.int64),
+            drops=drops,
+            truncated=truncated,
+        )
 
-    def _rendered(self, messages: Conversation) -> _Rendered | None:
+    def _rendered(self, conversation: Conversation) -> _Rendered | Drop:
+        if conversation.text:
+            text = conversation.text + (self._tokenizer.eos_token or "")
+            return _Rendered(text, [(0, len(text))])
         try:
-            text = render(self._tokenizer, messages, self._template, generation_prompt=False)
+            text = self._render(conversation)
             spans = (
-                [(0, len(text))] if self._train_on is TrainOn.ALL else [self._span(messages, at, text) for at in self._learned(messages)]
+                [(0, len(text))]
+                if self._train_on is TrainOn.ALL
+                else [self._span(conversation, at, text) for at in self._learned(conversation)]
             )
-        except Unrenderable:
-            return None
-        if messages[-1]["role"] == "assistant" and spans:
+        except Unrenderable as why:
+            return Drop(why.reason)
+        if conversation.messages[-1]["role"] == "assistant" and spans:
             text = text[: max(spans[-1][1], 1)]
             if self._ends_text:
                 text += self._tokenizer.eos_token
                 spans[-1] = (spans[-1][0], len(text))
         return _Rendered(text, spans)
 
-    def _learned(self, messages: Conversation) -> list[int]:
-        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    def _render(self, conversation: Conversation) -> str:
+        """The whole text, in which everything that was said about tools must be found again."""
+        text = render(self._tokenizer, conversation.messages, self._template, generation_prompt=False, tools=conversation.tools)
+        for tool in conversation.tools:
+            if str(tool["function"].get("name")) not in text:
+                raise Unrenderable("the chat template leaves out the tools")
+        for message in conversation.messages:
+            if any(call["function"]["name"] not in text for call in message.get("tool_calls", ())):
+                raise Unrenderable("the chat template leaves out calls of tools")
+            if message["role"] == "tool" and message["content"].strip() not in text:
+                raise Unrenderable("the chat template leaves out answers of tools")
+        return text
+
+    def _learned(self, conversation: Conversation) -> list[int]:
+        answers = conversation.answers
         return answers[-1:] if self._train_on is TrainOn.LAST_RESPONSE else answers
 
-    def _span(self, messages: Conversation, at: int, text: str) -> tuple[int, int]:
+    def _span(self, conversation: Conversation, at: int, text: str) -> tuple[int, int]:
         """Where in `text` answer `at` begins and where its end-of-turn ends."""
-        prompt = render(self._tokenizer, messages[:at], self._template, generation_prompt=True)
+        messages, tools = conversation.messages, conversation.tools
+        prompt = render(self._tokenizer, messages[:at], self._template, generation_prompt=True, tools=tools)
         last = at == len(messages) - 1
-        through = text if last else render(self._tokenizer, messages[: at + 1], self._template, generation_prompt=False)
+        through = text if last else render(self._tokenizer, messages[: at + 1], self._template, generation_prompt=False, tools=tools)
         if not (text.startswith(prompt) and text.startswith(through)):
             raise Refusal(
                 FailureCode.CONFIG_INVALID,
@@ -92,18 +154,35 @@ class Encoder:
         end = len(through.rstrip())
         return len(prompt), end if end > len(prompt) else len(through)
 
-    def _example(self, rendered: _Rendered, ids: Sequence[list[int]]) -> Example:
-        whole, prefixes = ids[0], ids[1:]
+    def _examples(self, rendered: Sequence[_Rendered]) -> list[tuple[Ints, Ints]]:
+        # All texts go to the tokenizer at once: it works on many in parallel.
+        wholes = tokenize(self._tokenizer, [one.text for one in rendered]) if rendered else []
+        known = self._places(rendered, wholes)
+        parts = [one.text[:cut] for one, places in zip(rendered, known, strict=True) if places is None for cut in one.cuts]
+        prefixes = iter(tokenize(self._tokenizer, parts) if parts else [])
+        return [
+            self._example(one, ids, [next(prefixes) for _ in one.cuts]) if places is None else _labelled(one, ids, places)
+            for one, ids, places in zip(rendered, wholes, known, strict=True)
+        ]
+
+    def _places(self, rendered: Sequence[_Rendered], wholes: Sequence[list[int]]) -> Sequence[Mapping[int, int] | None]:
+        """How many tokens lie before each cut, where `Boundaries` can tell."""
+        if self._boundaries is None:
+            return [None] * len(rendered)
+        known = [self._boundaries.places(one.text, one.cuts, ids) for one, ids in zip(rendered, wholes, strict=True)]
+        for one, ids, places in list(zip(rendered, wholes, known, strict=True))[: self._unchecked]:
+            exact = tokenize(self._tokenizer, [one.text[:cut] for cut in one.cuts]) if places else []
+            if any(ids[: places[cut]] != prefix for cut, prefix in zip(one.cuts, exact, strict=places is not None) if places):
+                self._boundaries = None
+                return [None] * len(rendered)
+        self._unchecked = max(0, self._unchecked - len(rendered))
+        return known
+
+    def _example(self, rendered: _Rendered, whole: list[int], prefixes: Sequence[list[int]]) -> tuple[Ints, Ints]:
+        """From the tokens of the whole text and of the beginnings up to each cut."""
         if all(whole[: len(prefix)] == prefix for prefix in prefixes):
-            places = dict(zip(rendered.cuts, map(len, prefixes), strict=True)) | {0: 0, len(rendered.text): len(whole)}
-        else:
-            whole, places = self._piecewise(rendered, prefixes)
-        input_ids = np.array(whole, dtype=np.int32)
-        labels = np.full_like(input_ids, IGNORED)
-        for start, end in rendered.spans:
-            labels[places[start] : places[end]] = input_ids[places[start] : places[end]]
-        labels[:1] = IGNORED  # nothing predicts the first token
-        return Example(input_ids, labels)
+            return _labelled(rendered, whole, dict(zip(rendered.cuts, map(len, prefixes), strict=True)))
+        return _labelled(rendered, *self._piecewise(rendered, prefixes))
 
     def _piecewise(self, rendered: _Rendered, prefixes: Sequence[list[int]]) -> tuple[list[int], dict[int, int]]:
         """Ids where a token would reach over a cut: the text goes on from the prompt's own ids wherever these go on from what is there."""
@@ -118,4 +197,15 @@ class Encoder:
                 ids += tokenize(self._tokenizer, [rendered.text[done:cut]])[0]
             places[cut], done = len(ids), cut
         ids += tokenize(self._tokenizer, [rendered.text[done:]])[0]
-        return ids, places | {len(rendered.text): len(ids)}
+        return ids, places
+
+
+def _labelled(rendered: _Rendered, ids: list[int], places: Mapping[int, int]) -> tuple[Ints, Ints]:
+    """Ids and labels; `places` says how many tokens lie before each cut."""
+    ends = {0: 0, **places, len(rendered.text): len(ids)}
+    input_ids = np.array(ids, dtype=np.int32)
+    labels = np.full_like(input_ids, IGNORED)
+    for start, end in rendered.spans:
+        labels[ends[start] : ends[end]] = input_ids[ends[start] : ends[end]]
+    labels[:1] = IGNORED  # nothing predicts the first token
+    return input_ids, labels

@@ -1,12 +1,9 @@
 """The steps of preparing, in order."""
 
 import hashlib
-import itertools
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,22 +13,26 @@ import orjson
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import DatasetStatus, Overlong, Split
 from tunewright_crds.pod import Outcome, PodConfig
-from tunewright_crds.storage import REPORT, dataset_key
-from tunewright_trainer.prepare.convert import Conversation, without_control_characters
-from tunewright_trainer.prepare.encode import IGNORED, Encoder, Example
+from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
+from tunewright_trainer.prepare.conversation import Conversation, Drop
+from tunewright_trainer.prepare.drops import Drops
+from tunewright_trainer.prepare.encode import OVERLONG, Encoded
+from tunewright_trainer.prepare.encoding import Recipe, encoded
+from tunewright_trainer.prepare.keys import KEY, SPLITS, KeyFile, Keys, fates
 from tunewright_trainer.prepare.model import BaseModel, check_causal, fetch_base_model
-from tunewright_trainer.prepare.sources import MAX_ERRORS_TOLD, OpenSource, in_reading_order, open_sources
-from tunewright_trainer.prepare.spill import Spill, Written, write_split
+from tunewright_trainer.prepare.report import Findings, page
+from tunewright_trainer.prepare.sources import OpenSource, Read, in_reading_order, open_sources
+from tunewright_trainer.prepare.spill import Spill, SplitWriter
 from tunewright_trainer.prepare.template import chat_template, check_template, load_tokenizer
-from tunewright_trainer.process import raise_if_stopped, telling
+from tunewright_trainer.process import raise_if_stopped, telling, thread_count
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
 from tunewright_trainer.storage.folders import join
 
 log = logging.getLogger(__name__)
 
-DATA_VERSION: Final = 1  # raised whenever the same input would be prepared differently
-BATCH: Final = 500  # conversations tokenised at once
-SAMPLES: Final = 3
+DATA_VERSION: Final = 2  # raised whenever the same input would be prepared differently
+BATCH: Final = 500  # conversations encoded at once
+DROPS: Final = "drops.jsonl"
 # Options of the data set that the data depends on; where the sources lie and with which keys they are read changes nothing.
 _OPTIONS: Final = (
     "validationFraction",
@@ -69,7 +70,12 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
             work_on.run()
         finally:
             # The report also tells why data was refused; without a manifest it makes no prepared data of its folder.
-            store.put_bytes(join(key, REPORT), work_on.report())
+            facts = work_on.findings.facts()
+            store.put_bytes(join(key, REPORT_DATA), orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+            store.put_bytes(join(key, REPORT), page(facts))
+            work_on.drops.close()
+            if work_on.drops.counts:
+                store.upload(work_on.drops.path, join(key, DROPS))
             work_on.status.report_uri = store.uri(join(key, REPORT))
         publish_folder(store, work_on.folder, key, manifest=work_on.manifest())
         log.info("prepared %s: %s", store.uri(key), work_on.summary())
@@ -91,7 +97,7 @@ def address(config: PodConfig, sources: list[OpenSource], model: BaseModel, temp
 
 
 class _Preparation:
-    """One preparation and what is counted in it."""
+    """One preparation."""
 
     def __init__(self, config: PodConfig, *, sources: list[OpenSource], model: BaseModel, template: str, digest: str, folder: Path) -> None:
         self.config = config
@@ -100,105 +106,105 @@ class _Preparation:
         self.model = model
         self.template = template
         self.folder = folder
-        self.status = DatasetStatus(digest=digest)
-        self.dropped: Counter[str] = Counter()
-        self.truncated = 0
-        self.histogram: Counter[int] = Counter()
-        self.splits: dict[str, Written] = {}
-        self.samples: list[list[dict[str, Any]]] = []
-        self._seen: set[bytes] = set()
+        self.status = DatasetStatus(digest=digest, licenses=sorted({source.license for source in sources if source.license}))
         # Positions begin anew with each example, so a packed row may be longer than the model reads; an example may not.
         self.longest = min(self.options.max_length, model.context or self.options.max_length)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.drops = Drops(folder.with_name(DROPS), sources)
+        self.findings = Findings(self.status, self.options, sources, self.drops, longest=self.longest)
+        self._seed = config.spec.hyperparameters.seed.to_bytes(8, "little")
 
     def run(self) -> None:
         """Read, clean, encode, split, pack and write into `folder`; raises `Refusal` where the data is not fit to train on."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        scratch = self.folder.with_name("reading")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
         self.tokenizer = load_tokenizer(self.model.folder)
         check_template(self.tokenizer, self.template, own=bool(self.config.spec.model.chat_template))
-        self.encoder = Encoder(self.tokenizer, self.template, train_on=self.options.train_on)
-        scratch = self.folder.with_name("reading")
-        scratch.mkdir(exist_ok=True)
-        spill = Spill(scratch / "examples.arrow")
-        for source in in_reading_order(self.sources):
-            self._read(source, spill, scratch)
-        spilled = spill.close()
-        self.status.rejected = self.dropped.total() + sum(source.invalid for source in self.sources)
+        self.spill, self.keys = Spill(scratch / "examples.arrow"), KeyFile(scratch / "keys")
+        try:
+            self._encode(scratch)
+        finally:
+            self.spill.close()
+            self.keys.close()
         self._check_rows()
-        for split, members in spilled.members(self.options).items():
-            self.splits[split.value] = write_split(spilled, members, self.folder / split.value, self.options)
+        self._write()
         shutil.rmtree(scratch)
-        self._tell_counts()
         self._check_splits()
 
-    def _read(self, source: OpenSource, spill: Spill, scratch: Path) -> None:
-        kept = self._clean(source.conversations(scratch))
-        while batch := list(itertools.islice(kept, BATCH)):
+    def _encode(self, scratch: Path) -> None:
+        recipe = Recipe(self.model.folder, self.template, self.options.train_on, self.longest, self.options.overlong)
+        processes = thread_count(self.config.spec.resources.cpu)
+        for (reads, keys), found in encoded(self._batches(scratch), recipe, recipe.encoder(), processes=processes):
             raise_if_stopped()
-            examples: list[Example] = []
-            keys: list[int] = []
-            for (_, digest), example in zip(batch, self.encoder.encode([messages for messages, _ in batch]), strict=True):
-                fit = self._fitted(source, example)
-                if fit is not None:
-                    examples.append(fit)
-                    keys.append(self._key(digest))
-            if examples:
-                self._check_ids(examples)
-                spill.add(examples, keys, source.spec.split)
-        log.info("read %s: %d rows, %d unusable", source.place.uri, source.rows, source.invalid)
+            self._take(reads, keys, found)
 
-    def _clean(self, conversations: Iterator[Conversation]) -> Iterator[tuple[Conversation, bytes]]:
-        """The conversations that pass the cleaning rules, each with the hash of its content."""
+    def _batches(self, scratch: Path) -> Iterator[tuple[tuple[list[Read], Keys], list[Conversation]]]:
+        """Conversations that pass the cleaning rules, with where they are from and their keys."""
+        for source in in_reading_order(self.sources):
+            reads: list[Read] = []
+            batch: list[Conversation] = []
+            for read in source.read(scratch):
+                conversation = self._clean(read)
+                if conversation is None:
+                    continue
+                reads.append(read)
+                batch.append(conversation)
+                if len(batch) == BATCH:
+                    yield (reads, self._keys(source, reads, batch)), batch
+                    reads, batch = [], []
+            if batch:
+                yield (reads, self._keys(source, reads, batch)), batch
+            log.info("read %s: %d rows, %d unusable", source.place.uri, source.rows, source.invalid)
+
+    def _clean(self, read: Read) -> Conversation | None:
+        """The conversation, unless a cleaning rule drops it."""
         rules = self.options.cleaning
-        for raw in conversations:
-            messages = without_control_characters(raw)
-            digest = hashlib.blake2b(orjson.dumps(messages), digest_size=16).digest()
-            if sum(len(message["content"]) for message in messages) > rules.max_characters:
-                self.dropped["longer than cleaning.maxCharacters"] += 1
-            elif (
-                min(len(message["content"].strip()) for message in messages if message["role"] == "assistant") < rules.min_output_characters
-            ):
-                self.dropped["answer shorter than cleaning.minOutputCharacters"] += 1
-            elif rules.deduplicate and digest in self._seen:
-                self.dropped["duplicate"] += 1
-            else:
-                if rules.deduplicate:
-                    self._seen.add(digest)
-                yield messages, digest
-
-    def _fitted(self, source: OpenSource, example: Example | None) -> Example | None:
-        """The example cut to the longest length, if it is to be used."""
-        if example is None:
-            self.dropped["refused by the chat template"] += 1
+        if isinstance(read.found, Drop):
+            self.drops.add(read.found.reason, read)
             return None
-        length = len(example.input_ids)
-        if length > self.longest:
-            if self.options.overlong is Overlong.FAIL:
-                raise Refusal(
-                    FailureCode.DATA_INVALID,
-                    f"{source.place.uri} has an example of {length} tokens; the longest allowed is {self.longest}",
-                    param="spec.dataset.maxLength",
-                )
-            if self.options.overlong is Overlong.DROP:
-                self.dropped["longer than maxLength"] += 1
-                return None
-            example = Example(example.input_ids[: self.longest], example.labels[: self.longest])
-        if not (example.labels != IGNORED).any():
-            self.dropped["nothing to learn within maxLength" if length > self.longest else "nothing to learn"] += 1
-            return None
-        self.truncated += length > self.longest
-        self.histogram[len(example.input_ids).bit_length()] += 1
-        if len(self.samples) < SAMPLES and source.spec.split is Split.TRAIN:
-            self.samples.append(self._sample(example))
-        return example
+        conversation = read.found.cleaned()
+        if sum(map(len, conversation.texts)) > rules.max_characters:
+            self.drops.add("longer than cleaning.maxCharacters", read)
+        elif any(_says_less(conversation, at, rules.min_output_characters) for at in conversation.answers):
+            self.drops.add("answer shorter than cleaning.minOutputCharacters", read)
+        else:
+            return conversation
+        return None
 
-    def _key(self, digest: bytes) -> int:
-        seed = self.config.spec.hyperparameters.seed.to_bytes(8, "little")
-        return int.from_bytes(hashlib.blake2b(digest, digest_size=8, key=seed).digest(), "little")
+    def _keys(self, source: OpenSource, reads: list[Read], batch: list[Conversation]) -> Keys:
+        keys = np.empty(len(batch), dtype=KEY)
+        keys["content"] = np.frombuffer(b"".join(_hash(one.content(), 16) for one in batch), dtype="<u8").reshape(-1, 2)
+        groups = (_hash(one.group.encode() if one.group else orjson.dumps(one.prompt or one.text), 8, self._seed) for one in batch)
+        keys["group"] = np.frombuffer(b"".join(groups), dtype="<u8")
+        keys["line"] = [read.line for read in reads]
+        keys["file"] = [read.file for read in reads]
+        keys["source"] = source.index
+        keys["split"] = SPLITS.index(source.spec.split)
+        return keys
 
-    def _check_ids(self, examples: list[Example]) -> None:
+    def _take(self, reads: list[Read], keys: Keys, found: Encoded) -> None:
+        """Keep the examples of a batch."""
+        for number, reason in found.drops.items():
+            if reason == OVERLONG and self.options.overlong is Overlong.FAIL:
+                message = f"{self._place(reads[number])}: is longer than the {self.longest} tokens allowed"
+                raise Refusal(FailureCode.DATA_INVALID, message, param="spec.dataset.maxLength")
+            self.drops.add(reason, reads[number])
+        if not len(found.kept):
+            return
+        self._check_ids(int(found.ids.max()))
+        self.spill.add(found)
+        self.keys.add(keys[found.kept])
+        self.findings.take(found, self.tokenizer, held_out=keys["split"][0] != SPLITS.index(Split.TRAIN))
+
+    def _place(self, read: Read) -> str:
+        source = self.sources[read.source]
+        return f"{source.name(source.files[read.file])}:{read.line}"
+
+    def _check_ids(self, highest: int) -> None:
         size = self.model.vocabulary
-        highest = max(int(example.input_ids.max()) for example in examples)
         if size is not None and highest >= size:
             raise Refusal(
                 FailureCode.MODEL_UNSUPPORTED,
@@ -210,6 +216,7 @@ class _Preparation:
         rows = sum(source.rows for source in self.sources)
         invalid = sum(source.invalid for source in self.sources)
         allowed = self.options.max_invalid_fraction
+        self.status.rejected = self.drops.counts.total() + invalid
         if invalid > allowed * rows:
             first = next(source for source in self.sources if source.errors)
             raise Refusal(
@@ -221,13 +228,29 @@ class _Preparation:
             if source.rows == 0:
                 raise Refusal(FailureCode.DATA_EMPTY, f"{source.place.uri} holds no rows", param=source.param)
 
+    def _write(self) -> None:
+        """Decide what becomes of each example, and write the splits."""
+        found = fates(self.keys, self.options, self._drop_all)
+        writers = [SplitWriter(self.folder / split.value, self.options) for split in SPLITS]
+        for number, examples in self.spill.pieces(found):
+            raise_if_stopped()
+            writers[number].add(examples)
+        for split, writer in zip(SPLITS, writers, strict=True):
+            writer.close()
+            self.findings.splits[split.value] = writer.written
+        self._tell_counts()
+
+    def _drop_all(self, reason: str, keys: Keys) -> None:
+        for key in keys:
+            self.drops.add(reason, Read(int(key["source"]), int(key["file"]), int(key["line"]), Drop(reason)))
+
     def _tell_counts(self) -> None:
-        counts = self.splits[Split.TRAIN.value]
-        self.status.train_examples = counts.examples
-        self.status.validation_examples = self.splits[Split.VALIDATION.value].examples
-        self.status.test_examples = self.splits[Split.TEST.value].examples
-        self.status.tokens = counts.tokens
-        self.status.trainable_tokens = counts.trainable_tokens
+        splits = self.findings.splits
+        train = splits[Split.TRAIN.value]
+        self.status.train_examples, self.status.tokens, self.status.trainable_tokens = train.examples, train.tokens, train.trainable_tokens
+        self.status.validation_examples = splits[Split.VALIDATION.value].examples
+        self.status.test_examples = splits[Split.TEST.value].examples
+        self.status.rejected = self.drops.counts.total() + sum(source.invalid for source in self.sources)
 
     def _check_splits(self) -> None:
         missing = None
@@ -236,17 +259,8 @@ class _Preparation:
         elif self.config.spec.hyperparameters.early_stopping.enabled and not self.status.validation_examples:
             missing = "to validate with, which early stopping needs"
         if missing:
-            why = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common()) or "none was dropped"
+            why = ", ".join(f"{count} {reason}" for reason, count in self.drops.counts.most_common()) or "none was dropped"
             raise Refusal(FailureCode.DATA_EMPTY, f"no example is left {missing} ({why})", param="spec.dataset.sources")
-
-    def _sample(self, example: Example) -> list[dict[str, Any]]:
-        """An example as text, in pieces that are learned or not."""
-        learned = example.labels != IGNORED
-        cuts = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist(), len(learned)]
-        return [
-            {"text": self.tokenizer.decode(example.input_ids[start:end].tolist()), "learned": bool(learned[start])}
-            for start, end in itertools.pairwise(cuts)
-        ]
 
     def summary(self) -> str:
         """One line for the log."""
@@ -266,37 +280,17 @@ class _Preparation:
             "options": {name: options[name] for name in _OPTIONS},
             "seed": self.config.spec.hyperparameters.seed,
             "chatTemplate": self.template,
-            "splits": {name: asdict(written) for name, written in self.splits.items()},
+            "splits": self.findings.told_splits(),
             "sources": [source.identity() for source in self.sources],
-            "licenses": sorted({source.spec.license for source in self.sources if source.spec.license}),
+            "licenses": self.status.licenses,
         }
 
-    def report(self) -> bytes:
-        """The data report, as JSON. It lies beside the data and is the one place that shows rows: three examples with what is learned of them."""
-        train = self.splits.get(Split.TRAIN.value, Written())
-        errors = [error for source in self.sources for error in source.errors][:MAX_ERRORS_TOLD]
-        report = {
-            "dataset": self.status.model_dump(mode="json", by_alias=True, exclude={"reused", "report_uri"}),
-            "sources": [
-                {
-                    "uri": source.place.uri,
-                    "files": len(source.files),
-                    "skippedFiles": source.skipped[:MAX_ERRORS_TOLD],
-                    "rows": source.rows,
-                    "invalid": source.invalid,
-                    "license": source.spec.license,
-                }
-                for source in self.sources
-            ],
-            "invalid": sum(source.invalid for source in self.sources),
-            "errors": errors,
-            "dropped": dict(self.dropped.most_common()),
-            "truncated": self.truncated,
-            "longestAllowed": self.longest,
-            "splits": {name: asdict(written) for name, written in self.splits.items()},
-            "packedShare": round(train.tokens / (train.rows * self.options.max_length), 4) if train.rows and self.options.packing else None,
-            "learnedShare": round(train.trainable_tokens / train.tokens, 4) if train.tokens else None,
-            "examplesByTokens": {f"{2 ** (bits - 1)}-{2**bits - 1}": self.histogram[bits] for bits in sorted(self.histogram)},
-            "samples": self.samples,
-        }
-        return orjson.dumps(report, option=orjson.OPT_INDENT_2)
+
+def _says_less(conversation: Conversation, at: int, characters: int) -> bool:
+    """Whether an answer is shorter; a call of a tool says enough."""
+    message = conversation.messages[at]
+    return not message.get("tool_calls") and len(message["content"].strip()) < characters
+
+
+def _hash(content: bytes, size: int, seed: bytes = b"") -> bytes:
+    return hashlib.blake2b(content, digest_size=size, key=seed).digest()

@@ -6,6 +6,7 @@ An error in one row is a `Problem` in the stream of rows. What makes the rest of
 import codecs
 import csv
 import io
+import itertools
 import json
 import re
 import zlib
@@ -17,13 +18,17 @@ from typing import Any, BinaryIO, Final
 import orjson
 
 MAX_ROW_BYTES: Final = 16 * 2**20  # far above any example that a model can read; bounds memory
+MAX_OBJECT_BYTES: Final = 32 * 2**20  # of a file that is one object, such as a task of Natural Instructions
 MAX_EXPANSION: Final = 200  # instruction data compresses about 3 to 20 times; a bomb 1,000 times and more
 FREE_EXPANSION_BYTES: Final = 64 * 2**20  # small files may be as repetitive as they like
-EXTENSIONS: Final = (".jsonl", ".json", ".csv", ".parquet")
+EXTENSIONS: Final = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS: Final = (".gz", ".zst")
 _CHUNK: Final = 2**20
 _ZSTD_CHUNK: Final = 1024  # a zstd block of 4 bytes may hold 128 KiB: 32 MiB at most from each chunk
 _PARQUET_ROWS: Final = 64
+_TEXT_KEYS: Final = frozenset(
+    {"input", "output", "prompt", "completion", "instruction", "inputs", "targets", "question", "answer", "seq_in", "seq_out"}
+)
 _FEW_KEYS: Final = 64  # a row is searched once for each; a hostile one may have millions
 
 _MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet", b"PK\x03\x04": "zip"}
@@ -73,8 +78,12 @@ def read_rows(path: Path, name: str) -> Iterator[Numbered]:
     _check_beginning(stream)
     if extension == ".csv":
         yield from _csv_rows(stream)
+    elif extension == ".tsv":
+        yield from _tsv_rows(stream)
     elif extension == ".json" and stream.peek(_CHUNK).lstrip()[:1] == b"[":
         yield from _array_rows(stream)
+    elif extension == ".json":
+        yield from _object_rows(stream)
     else:
         yield from _line_rows(stream)
 
@@ -209,6 +218,18 @@ def _line_rows(stream: io.BufferedReader) -> Iterator[Numbered]:
             yield number, _parsed(line)
 
 
+def _object_rows(stream: io.BufferedReader) -> Iterator[Numbered]:
+    """A file that is one object over many lines; else an object a line."""
+    data = stream.readline(MAX_ROW_BYTES)
+    if isinstance(_parsed(data), Problem):
+        data += stream.read(max(0, MAX_OBJECT_BYTES - len(data)))
+        if not isinstance(row := _parsed(data), Problem) and not stream.peek(1):
+            yield 1, row
+            return
+    rest: Any = _Chunks(itertools.chain([data], iter(lambda: stream.read(_CHUNK), b"")))
+    yield from _line_rows(io.BufferedReader(rest, _CHUNK))
+
+
 def _parsed(data: bytes) -> Row | Problem:
     try:
         row = orjson.loads(data)
@@ -292,7 +313,21 @@ def _elements(stream: io.BufferedReader) -> Iterator[bytes | Problem]:
 
 def _csv_rows(stream: io.BufferedReader) -> Iterator[Numbered]:
     csv.field_size_limit(MAX_ROW_BYTES)
-    reader = csv.reader(_texts(_lines(stream)), strict=True)
+    yield from _table_rows(csv.reader(_texts(_lines(stream)), strict=True))
+
+
+def _tsv_rows(stream: io.BufferedReader) -> Iterator[Numbered]:
+    """Values between tabs, without quotes. Two columns that nobody named are a text and what it becomes, as UnifiedQA has them."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    texts = _texts(_lines(stream))
+    first = next(texts, "")
+    named = first.count("\t") != 1 or any(name.strip().lower() in _TEXT_KEYS for name in first.split("\t"))
+    lines = itertools.chain([first] if named else ["input\toutput\n", first], texts)
+    rows = _table_rows(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    yield from rows if named else ((line - 1, row) for line, row in rows)
+
+
+def _table_rows(reader: Any) -> Iterator[Numbered]:
     try:
         header = next(reader, None)
         if header is None:
@@ -307,7 +342,7 @@ def _csv_rows(stream: io.BufferedReader) -> Iterator[Numbered]:
                 yield line, dict(zip(header, values, strict=False))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise BadFile(f"is not CSV: {error}", line=reader.line_num) from error
+        raise BadFile(f"is not a table of values: {error}", line=reader.line_num) from error
 
 
 def _texts(lines: Iterable[tuple[int, bytes | Problem]]) -> Iterator[str]:

@@ -10,13 +10,25 @@ from typing import Any, Final
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import Source, Split
 from tunewright_crds.pod import PodConfig
-from tunewright_trainer.prepare.convert import Conversation, RowError, conversation
-from tunewright_trainer.prepare.rows import BadFile, Problem, is_readable, read_rows
+from tunewright_trainer.prepare import licences
+from tunewright_trainer.prepare.conversation import Conversation, Drop
+from tunewright_trainer.prepare.convert import Converter
+from tunewright_trainer.prepare.rows import BadFile, Numbered, Problem, is_readable, read_rows
 from tunewright_trainer.storage import ObjectInfo, Place, open_source
 
 MAX_ERRORS_TOLD: Final = 100
 # Held-out rows first: of two equal rows the one that was read first stays, so nothing is trained on that is tested with.
 _READ_ORDER: Final = (Split.TEST, Split.VALIDATION, Split.TRAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was found at a place: number of the source, number of the file in it, line of that."""
+
+    source: int
+    file: int
+    line: int
+    found: Conversation | Drop
 
 
 @dataclass
@@ -28,6 +40,8 @@ class OpenSource:
     place: Place
     files: list[ObjectInfo]
     skipped: list[str]
+    license: str
+    converter: Converter
     rows: int = 0
     invalid: int = 0
     errors: list[str] = field(default_factory=list)
@@ -44,32 +58,34 @@ class OpenSource:
     def identity(self) -> dict[str, Any]:
         """What changes when the source's data or its reading changes."""
         files = [[self.name(info), info.size, self.place.store.fingerprint(info)] for info in self.files]
-        return {"files": files, **self.spec.model_dump(mode="json", by_alias=True)}
+        return {"files": files, "foundLicense": self.license, **self.spec.model_dump(mode="json", by_alias=True)}
 
     def _tell(self, name: str, line: int, problem: Problem) -> None:
         self.invalid += 1
         if len(self.errors) < MAX_ERRORS_TOLD:
             self.errors.append(": ".join(part for part in (f"{name}:{line}", problem.field, problem.what) if part))
 
-    def conversations(self, scratch: Path) -> Iterator[Conversation]:
+    def read(self, scratch: Path) -> Iterator[Read]:
         """The usable rows. Unusable ones are counted and told; a file that cannot be read to its end is refused."""
-        for info in self.files:
+        for number, info in enumerate(self.files):
             name = self.name(info)
             with _on_this_machine(self.place, info, scratch) as path:
                 try:
-                    for line, row in read_rows(path, name):
-                        if self.spec.max_examples is not None and self.rows >= self.spec.max_examples:
-                            return
-                        self.rows += 1
-                        try:
-                            if isinstance(row, Problem):
-                                raise RowError(row.field, row.what)
-                            yield conversation(row, format=self.spec.format, columns=self.spec.columns)
-                        except RowError as error:
-                            self._tell(name, line, Problem(error.field, error.what))
+                    for line, found in self.converter.conversations(self._counted(read_rows(path, name))):
+                        if isinstance(found, Problem):
+                            self._tell(name, line, found)
+                        else:
+                            yield Read(self.index, number, line, found)
                 except BadFile as error:
                     where = f"{name}:{error.line}" if error.line else name
                     raise Refusal(FailureCode.DATA_INVALID, f"{where}: {error.what}", param=self.param) from error
+
+    def _counted(self, rows: Iterator[Numbered]) -> Iterator[Numbered]:
+        for numbered in rows:
+            if self.spec.max_examples is not None and self.rows >= self.spec.max_examples:
+                return
+            self.rows += 1
+            yield numbered
 
 
 @contextmanager
@@ -102,12 +118,16 @@ def _open(config: PodConfig, index: int) -> OpenSource:
     found = place.files()
     single = len(found) == 1 and found[0].key == place.key.rstrip("/")
     files = [info for info in found if single or is_readable(info.key)]
-    source = OpenSource(index, spec, place, files, skipped=[])
+    param = f"spec.dataset.sources[{index}]"
+    card = next((info for info in found if not single and info.key == f"{place.key.rstrip('/')}/{licences.CARD}"), None)
+    license = spec.license or licences.of_card(place, card)
+    licences.check(license, config.spec.dataset.forbidden_licenses, uri=place.uri, param=f"{param}.license")
+    source = OpenSource(index, spec, place, files, [], license, Converter(spec, param=f"{param}.template"))
     source.skipped = [source.name(info) for info in found if info not in files]
     if not files:
         raise Refusal(
             FailureCode.DATA_NOT_FOUND,
-            f"{place.uri} holds no .jsonl, .json, .csv or .parquet file (nor one with .gz or .zst)",
+            f"{place.uri} holds no .jsonl, .json, .csv, .tsv or .parquet file (nor one with .gz or .zst)",
             param=source.param,
         )
     return source

@@ -8,8 +8,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tunewright_crds.job import Dataset, Split
-from tunewright_trainer.prepare.encode import IGNORED, Example, Ints
+from tunewright_crds.job import Dataset
+from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints, Longs
+from tunewright_trainer.prepare.keys import SPLITS, Fates
 from tunewright_trainer.prepare.pack import best_fit_decreasing
 
 WINDOW_EXAMPLES: Final = 10_000  # packed together: large enough that rows fill to over 99 %, small enough for memory
@@ -18,87 +19,53 @@ MAX_BATCH_ROWS: Final = 1000
 MAX_FILE_BYTES: Final = 512 * 2**20
 
 _TOKENS: Final = pa.list_(pa.int32())
-_SPILLED: Final = pa.schema([("input_ids", _TOKENS), ("labels", _TOKENS), ("key", pa.uint64()), ("split", pa.string())])
 _WRITTEN: Final = pa.schema([("input_ids", _TOKENS), ("labels", _TOKENS)])
 _PACKED: Final = _WRITTEN.append(pa.field("lengths", _TOKENS))
 
-Indices = np.ndarray[Any, np.dtype[np.int64]]
-
 
 class Spill:
-    """Writes examples as they come."""
+    """Writes examples as they come, and reads them back in that order."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._writer = pa.ipc.new_stream(str(path), _SPILLED)
+        self._path = path
+        self._writer = pa.ipc.new_stream(str(path), _WRITTEN)
 
-    def add(self, examples: Sequence[Example], keys: Sequence[int], split: Split) -> None:
-        """Add examples; a key is what an example's place in the random split depends on, from 0 to 2^64 - 1."""
-        columns = [
-            pa.array([example.input_ids for example in examples], _TOKENS),
-            pa.array([example.labels for example in examples], _TOKENS),
-            pa.array(np.array(keys, dtype=np.uint64)),
-            pa.array([split.value] * len(examples)),
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=_SPILLED))
+    def add(self, encoded: Encoded) -> None:
+        self._writer.write_batch(pa.record_batch(_lists(encoded.lengths, encoded.ids, encoded.labels), schema=_WRITTEN))
 
-    def close(self) -> "Spilled":
+    def close(self) -> None:
         self._writer.close()
-        return Spilled(pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all())
 
-
-@dataclass(frozen=True)
-class Spilled:
-    """Examples read back by their number, in the order in which they were added."""
-
-    table: Any
-
-    def members(self, options: Dataset) -> dict[Split, Indices]:
-        """The examples of each split, in order. Shares of the train rows go by their keys, so re-ordering the sources changes nothing;
-        a share above 0 gets at least one example where there are enough."""
-        given = self.table["split"].to_numpy(zero_copy_only=False).astype(str)
-        found = {split: np.flatnonzero(given == split.value) for split in Split}
-        rows = found[Split.TRAIN]
-        by_key = rows[np.argsort(self.table["key"].to_numpy()[rows], kind="stable")]
-        has_validation = any(source.split is Split.VALIDATION for source in options.sources)
-        for split, share in (
-            (Split.TEST, options.test_fraction),
-            (Split.VALIDATION, 0.0 if has_validation else options.validation_fraction),
-        ):
-            count = min(max(round(share * len(rows)), 1), len(by_key) - 1) if share > 0 and len(by_key) > 1 else 0
-            found[split] = np.sort(np.concatenate([found[split], by_key[:count]]))
-            by_key = by_key[count:]
-        found[Split.TRAIN] = np.sort(by_key)
-        return found
-
-    def windows(self, indices: Indices) -> Iterator["Window"]:
-        """The examples of a split in pieces that fit into memory."""
+    def pieces(self, fates: Fates) -> Iterator[tuple[int, "Examples"]]:
+        """The examples of each of `SPLITS`, by its number, in order and piece by piece."""
         start = 0
-        while start < len(indices):
-            piece = self.table.take(pa.array(indices[start : start + WINDOW_EXAMPLES])).combine_chunks()
-            window = Window.of(piece)
-            count = max(1, int(np.searchsorted(window.offsets, WINDOW_TOKENS, side="right")) - 1)
-            yield window if count >= len(window.lengths) else Window.of(piece.slice(0, count).combine_chunks())
-            start += min(count, len(window.lengths))
+        # Read, not mapped: pages of a mapped file count as memory of this process.
+        with pa.OSFile(str(self._path)) as file, pa.ipc.open_stream(file) as batches:
+            for batch in batches:
+                fate = fates[start : start + batch.num_rows]
+                start += batch.num_rows
+                for split in range(len(SPLITS)):
+                    mask = fate == split
+                    if mask.any():
+                        yield split, Examples.of(batch if mask.all() else batch.filter(pa.array(mask)))
 
 
 @dataclass(frozen=True)
-class Window:
-    """Examples end to end: ids and labels [tokens], and where each begins [examples + 1]."""
+class Examples:
+    """Examples end to end: ids and labels [tokens], lengths [examples]."""
 
     ids: Ints
     labels: Ints
-    offsets: Indices
+    lengths: Longs
 
     @classmethod
-    def of(cls, table: Any) -> "Window":
-        lengths = np.asarray(pa.compute.list_value_length(table["input_ids"]).to_numpy(), dtype=np.int64)
-        flat = [table[name].combine_chunks().flatten().to_numpy() for name in ("input_ids", "labels")]
-        return cls(flat[0], flat[1], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    def of(cls, batch: Any) -> "Examples":
+        lengths = np.asarray(pa.compute.list_value_length(batch["input_ids"]), dtype=np.int64)
+        return cls(batch["input_ids"].flatten().to_numpy(), batch["labels"].flatten().to_numpy(), lengths)
 
-    @property
-    def lengths(self) -> Indices:
-        return np.diff(self.offsets)
+    @classmethod
+    def joined(cls, pieces: Sequence["Examples"]) -> "Examples":
+        return cls(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("ids", "labels", "lengths")))
 
 
 @dataclass
@@ -111,34 +78,65 @@ class Written:
     trainable_tokens: int = 0
 
 
-def write_split(spilled: Spilled, indices: Indices, folder: Path, options: Dataset) -> Written:
-    """Write a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples."""
-    total = Written()
-    files = _Files(folder, _PACKED if options.packing else _WRITTEN)
-    for window in spilled.windows(indices):
+class SplitWriter:
+    """Writes a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples."""
+
+    def __init__(self, folder: Path, options: Dataset) -> None:
+        self.written = Written()
+        self._packing = options.packing
+        self._capacity = options.max_length
+        self._files = _Files(folder, _PACKED if options.packing else _WRITTEN)
+        self._waiting: list[Examples] = []
+        self._examples = self._tokens = 0
+
+    def add(self, examples: Examples) -> None:
+        """Take examples; they are packed with those that come near them."""
+        self._waiting.append(examples)
+        self._examples += len(examples.lengths)
+        self._tokens += len(examples.ids)
+        if self._examples >= WINDOW_EXAMPLES or self._tokens >= WINDOW_TOKENS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._waiting:
+            self._flush()
+        self._files.close()
+
+    def _flush(self) -> None:
+        window = Examples.joined(self._waiting)
         lengths = window.lengths
-        bins = best_fit_decreasing(lengths.tolist(), options.max_length) if options.packing else [[at] for at in range(len(lengths))]
-        files.write(_table(window, bins, packed=options.packing))
-        total.examples += len(lengths)
-        total.rows += len(bins)
-        total.tokens += len(window.ids)
-        total.trainable_tokens += int((window.labels != IGNORED).sum())
-    files.close()
-    return total
+        bins = best_fit_decreasing(lengths.tolist(), self._capacity) if self._packing else None
+        self._files.write(_packed(window, bins) if bins is not None else _plain(window))
+        self.written.examples += len(lengths)
+        self.written.rows += len(lengths) if bins is None else len(bins)
+        self.written.tokens += len(window.ids)
+        self.written.trainable_tokens += int((window.labels != IGNORED).sum())
+        self._waiting, self._examples, self._tokens = [], 0, 0
 
 
-def _table(window: Window, bins: Sequence[Sequence[int]], *, packed: bool) -> Any:
-    """Rows of whole examples. Columns input_ids and labels [tokens of the row], and if packed lengths [examples of the row]."""
-    order = [at for examples in bins for at in examples]
-    starts, lengths = window.offsets, window.lengths
-    take = np.concatenate([np.arange(starts[at], starts[at + 1]) for at in order])
-    per_bin = [int(sum(lengths[at] for at in examples)) for examples in bins]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(per_bin)]).astype(np.int32))
-    columns = [pa.ListArray.from_arrays(offsets, pa.array(flat[take])) for flat in (window.ids, window.labels)]
-    if not packed:
-        return pa.table(columns, schema=_WRITTEN)
-    counts = pa.array(np.concatenate([[0], np.cumsum([len(examples) for examples in bins])]).astype(np.int32))
-    return pa.table([*columns, pa.ListArray.from_arrays(counts, pa.array(lengths[order].astype(np.int32)))], schema=_PACKED)
+def _plain(window: Examples) -> Any:
+    """A row for each example, with columns input_ids and labels [tokens of the example]."""
+    return pa.table(_lists(window.lengths, window.ids, window.labels), schema=_WRITTEN)
+
+
+def _packed(window: Examples, bins: Sequence[Sequence[int]]) -> Any:
+    """Rows of whole examples. Columns input_ids and labels [tokens of the row], and lengths [examples of the row]."""
+    lengths = window.lengths
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    order = np.array([at for examples in bins for at in examples], dtype=np.int64)
+    counts = np.array([len(examples) for examples in bins], dtype=np.int64)
+    # Where each token comes from: its place in the new order, moved by how far its example has moved.
+    moved = np.repeat(offsets[order] - np.concatenate([[0], np.cumsum(lengths[order])[:-1]]), lengths[order])
+    take = np.arange(len(window.ids)) + moved
+    per_row = np.add.reduceat(lengths[order], np.concatenate([[0], np.cumsum(counts)[:-1]]))
+    columns = _lists(per_row, window.ids[take], window.labels[take])
+    return pa.table([*columns, *_lists(counts, lengths[order].astype(np.int32))], schema=_PACKED)
+
+
+def _lists(lengths: Longs, *flat: Ints) -> list[Any]:
+    """Columns of lists of these lengths from their values end to end."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    return [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in flat]
 
 
 class _Files:

@@ -29,12 +29,13 @@ _LIBRARIES: Final = ("torch", "transformers", "peft")
 
 @dataclass
 class Result:
-    """What was trained. ``probe`` is a row on which the artefacts are compared with it; ``metrics`` are the last ones."""
+    """What was trained. ``licenses`` are those of the data; ``probe`` is a row on which the artefacts are compared with it; ``metrics`` are the last ones."""
 
     config: PodConfig
     tuned: Tuned
     base_folder: Path
     dataset_digest: str
+    licenses: list[str]
     step: int
     metrics: dict[str, float]
     probe: Row
@@ -72,7 +73,7 @@ def lineage(result: Result, kind: Kind) -> dict[str, Any]:
         "job": {"namespace": config.job.namespace, "name": config.job.name, "uid": config.job.uid},
         "step": result.step,
         "dataset": result.dataset_digest,
-        "licenses": sorted({source.license for source in config.spec.dataset.sources if source.license}),
+        "licenses": result.licenses,
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
 

@@ -6,13 +6,13 @@ comes within seconds of the process's start. Each of these needs control of ever
 (weights, optimizer state, seed, step): no generator, iterator or scheduler has a state that a checkpoint could miss.
 """
 
+import json
 import logging
 import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -20,9 +20,9 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import BestCheckpoint, JobSpec
 from tunewright_crds.pod import Outcome, PodConfig
-from tunewright_crds.storage import checkpoints_key, metrics_key
+from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
 from tunewright_trainer import publish
-from tunewright_trainer.process import Stopped, stop_requested, telling, work_under_way
+from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
 from tunewright_trainer.train import loss, metrics, schedule
@@ -94,6 +94,7 @@ class Run:
         self.base_folder = model
         self.work = work
         self.store = store
+        self.prepared = json.loads((data / MANIFEST).read_bytes())
         self.rows = rows_of.Rows(data / "train")
         self.validation = rows_of.Rows(data / "validation")
         _check_rows(self.spec, len(self.rows), len(self.validation))
@@ -231,6 +232,7 @@ class Run:
             tuned=self.tuned,
             base_folder=self.base_folder,
             dataset_digest=self.dataset_digest,
+            licenses=self.prepared["licenses"],
             step=chosen,
             metrics=dict(self.counters.metrics),
             probe=self.validation[0] if len(self.validation) else self.rows[0],
@@ -288,12 +290,6 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-def thread_count(cpu: str) -> int:
-    """Threads for a Kubernetes quantity of processors, rounded up: `1500m` gives 2."""
-    count = Decimal(cpu[:-1]) / 1000 if cpu.endswith("m") else Decimal(cpu)
-    return max(1, math.ceil(count))
 
 
 def _optimizer(weights: dict[str, torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:

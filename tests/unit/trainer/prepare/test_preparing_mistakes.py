@@ -30,16 +30,16 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "an answer that is null": ({"instruction": SECRET, "output": None}, "output: is missing"),
     "an answer that is a number": ({"instruction": SECRET, "output": 3}, "output: must be a text"),
     "an empty instruction": ({"instruction": "", "output": SECRET}, "instruction: is empty"),
-    "keys of no format": ({"text": SECRET}, "has none of the keys that tell its format"),
+    "keys of no format": ({"story": SECRET}, "has none of the keys that tell its format"),
     "a list": ([SECRET], "is no JSON object"),
-    "messages that are no list": ({"messages": SECRET}, "messages: must be a list of messages"),
+    "messages that are no list": ({"messages": SECRET}, "messages: must be a list, and not empty"),
     "a message without content": ({"messages": [{"role": "user"}]}, "messages[0].content: is missing"),
     "a role that nobody knows": (
         {"messages": [{"role": "user", "content": "a"}, {"role": SECRET, "content": "b"}]},
-        "messages[1].role: must be system, user or assistant",
+        "messages[1].role: must be system, user, assistant or tool",
     ),
-    "no answer": ({"messages": [{"role": "user", "content": SECRET}]}, "messages: holds no assistant message"),
-    "an answer first": ({"messages": [{"role": "assistant", "content": SECRET}]}, "messages: begins with an answer"),
+    "no answer": ({"messages": [{"role": "user", "content": SECRET}]}, "holds no assistant message"),
+    "an answer first": ({"messages": [{"role": "assistant", "content": SECRET}]}, "begins with an answer"),
     "a history of no pairs": ({"instruction": "a", "output": "b", "history": [[SECRET]]}, "history[0]: must be [question, answer]"),
     "half a character": ({"instruction": SECRET, "output": "\ud800"}, "is not JSON"),
 }
@@ -111,7 +111,7 @@ DATA: dict[str, tuple[Callable[[Path], Path], FailureCode, str]] = {
     "a folder without data": (
         lambda work: write_lines(work / "folder" / "data.txt", []).parent,
         FailureCode.DATA_NOT_FOUND,
-        "holds no .jsonl, .json, .csv or .parquet",
+        "holds no .jsonl, .json, .csv, .tsv or .parquet",
     ),
     "an empty file": (lambda work: write_lines(work / "data.jsonl", []), FailureCode.DATA_EMPTY, "holds no rows"),
     "rows of which none is left": (
@@ -222,7 +222,7 @@ def test_an_example_that_is_too_long_may_be_made_a_failure(tmp_path: Path) -> No
     file = write_lines(tmp_path / "data.jsonl", [*alpaca_rows(2), {"prompt": "a", "completion": "b" * 600}])
     refusal = refused(a_data_job(file, dataset={"overlong": "fail"}), tmp_path)
     assert (refusal.code, refusal.param) == (FailureCode.DATA_INVALID, "spec.dataset.maxLength")
-    assert "the longest allowed is 512" in refusal.message
+    assert refusal.message == "data.jsonl:3: is longer than the 512 tokens allowed"
 
 
 GOOD = """

@@ -14,7 +14,7 @@ from tests.support.preparing import a_data_job, examples, out, prepare_here, rep
 from tests.support.rows import alpaca_rows
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import process
-from tunewright_trainer.prepare import recipe
+from tunewright_trainer.prepare import encoding, recipe
 from tunewright_trainer.prepare.model import fetch_base_model
 from tunewright_trainer.prepare.sources import open_sources
 from tunewright_trainer.prepare.template import chat_template
@@ -120,7 +120,7 @@ def test_data_that_was_prepared_before_is_taken_at_once(tmp_path: Path, monkeypa
     assert second is not None
     assert (first.reused, second.reused) == (False, True)
     assert second.model_dump(exclude={"reused"}) == first.model_dump(exclude={"reused"})
-    assert second.report_uri.endswith(f"{first.digest}/report.json")
+    assert second.report_uri.endswith(f"{first.digest}/report.html")
 
 
 def test_the_same_job_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -192,3 +192,75 @@ def test_arrow_files_open_with_the_datasets_library(tmp_path: Path) -> None:
     found = Dataset.from_file(str(file))
     assert found.column_names == ["input_ids", "labels", "lengths"]
     assert sum(len(row["lengths"]) for row in found) == 5
+
+
+def test_the_page_tells_what_the_report_holds_and_data_is_only_text_in_it(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    data = [{"prompt": evil, "completion": f"{n} {evil}"} for n in range(9)]
+    file = write_lines(tmp_path / "data.jsonl", [*data, data[0], {"prompt": "a", "completion": ""}])
+    prepare_here(a_data_job(file), tmp_path)
+    page = out(tmp_path).get_bytes("report.html").decode()
+    assert evil not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;|im_end|&gt;</mark>" in page, "the answer, marked as learned"
+    assert "http://" not in page
+    assert "https://" not in page, "it needs nothing else"
+    for told in ("duplicate", "data.jsonl:10", "answer shorter than cleaning.minOutputCharacters", "data.jsonl:11", "not stated"):
+        assert told in page
+    told_at = [json.loads(line) for line in out(tmp_path).get_bytes("drops.jsonl").splitlines()]
+    assert told_at == [
+        {"reason": "answer shorter than cleaning.minOutputCharacters", "source": 0, "file": "data.jsonl", "line": 11},
+        {"reason": "duplicate", "source": 0, "file": "data.jsonl", "line": 10},
+    ]
+
+
+ADVICE: dict[str, tuple[list[dict[str, str]], dict[str, Any], str]] = {
+    "cut answers": ([{"prompt": f"{n}", "completion": "b" * 600} for n in range(4)], {}, "100% of the examples are cut at maxLength."),
+    "long prompts": ([{"prompt": f"{n}" + "a" * 400, "completion": "b"} for n in range(4)], {}, "of the tokens are learned."),
+    "duplicates": ([{"prompt": "a", "completion": "b"}] * 2, {}, "50% of the examples are duplicates."),
+    "no validation": ([{"prompt": "a", "completion": "b"}], {}, "Nothing is kept for validation."),
+    "few": ([{"prompt": "a", "completion": "b"}], {}, "There are only 1 examples to train on."),
+    "no licence": ([{"prompt": "a", "completion": "b"}], {}, "1 of 1 sources state no licence."),
+}
+
+
+@pytest.mark.parametrize(("data", "dataset", "said"), ADVICE.values(), ids=ADVICE)
+def test_the_report_warns_of_what_is_seldom_meant(tmp_path: Path, data: list[dict[str, str]], dataset: dict[str, Any], said: str) -> None:
+    prepare_here(a_data_job(write_lines(tmp_path / "data.jsonl", data), dataset=dataset), tmp_path)
+    assert any(said in warning["what"] for warning in report(tmp_path)["warnings"]), report(tmp_path)["warnings"]
+
+
+def test_good_data_is_not_warned_of(tmp_path: Path) -> None:
+    source = {"uri": str(write_lines(tmp_path / "data.jsonl", alpaca_rows(200))), "license": "cc0"}
+    prepare_here(a_data_job(source, dataset={"validationFraction": 0.1}), tmp_path)
+    assert report(tmp_path)["warnings"] == []
+
+
+def test_rows_with_the_prompt_of_a_held_out_row_are_not_trained_on(tmp_path: Path) -> None:
+    test = write_lines(tmp_path / "test.jsonl", [{"prompt": "a", "completion": "1"}])
+    train = write_lines(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "2"}, {"prompt": "b", "completion": "3"}])
+    prepare_here(a_data_job(train, {"uri": str(test), "split": "test"}), tmp_path)
+    assert len(examples(tmp_path)) == 1
+    assert report(tmp_path)["droppedAt"] == {"same prompt as a held-out row": ["train.jsonl:1"]}
+
+
+def test_rows_of_one_prompt_stay_together(tmp_path: Path) -> None:
+    data = [{"prompt": f"{n // 5}", "completion": f"{n}"} for n in range(200)]
+    prepare_here(a_data_job(write_lines(tmp_path / "data.jsonl", data), dataset={"validationFraction": 0.2, "testFraction": 0.1}), tmp_path)
+    prompts = {
+        split: {told.text.partition("<|im_end|>")[0] for told in examples(tmp_path, split)} for split in ("train", "validation", "test")
+    }
+    assert all(prompts.values())
+    assert sum(map(len, prompts.values())) == 40, "no prompt is in two splits"
+
+
+def test_many_rows_are_encoded_by_several_processes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "BATCH", 50)
+    monkeypatch.setattr(encoding, "ALONE", 2)
+    file = write_lines(tmp_path / "data.jsonl", alpaca_rows(1000))
+    found = []
+    for processes in ("1", "2"):
+        work = tmp_path / processes
+        prepare_here(a_data_job(file, dataset={"validationFraction": 0.1, "packing": True}, resources={"cpu": processes}), work)
+        found.append([path.read_bytes() for path in sorted((work / "out").rglob("*.arrow"))])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2

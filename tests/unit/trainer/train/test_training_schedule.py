@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.training import a_job
-from tunewright_trainer.train.recipe import thread_count
+from tunewright_trainer.process import thread_count
 from tunewright_trainer.train.schedule import Plan, plan
 
 

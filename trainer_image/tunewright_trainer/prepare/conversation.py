@@ -1,0 +1,109 @@
+"""The one form that every row takes before it meets a template."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+Message = Mapping[str, Any]
+"""As chat templates take them: `role` (system, user, assistant, tool), `content`, an assistant's `tool_calls`, a tool's `name` and `tool_call_id`."""
+
+_UNCLEAN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # no tokenizer of instruction data needs them
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages, of which the assistant's are learned; or, without any, a plain `text`, which is learned whole."""
+
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    read_only: frozenset[int] = frozenset()
+    """Numbers of assistant messages that are read and not learned."""
+    text: str = ""
+    group: str = ""
+    """Conversations of one group never part: all are trained on, or none is."""
+
+    @property
+    def answers(self) -> list[int]:
+        """Numbers of the assistant's messages that are to be learned."""
+        return [at for at, message in enumerate(self.messages) if message["role"] == "assistant" and at not in self.read_only]
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """Everything that somebody says in it."""
+        if self.text:
+            yield self.text
+        for message in self.messages:
+            yield message["content"]
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """What comes before the first answer."""
+        first = next((at for at, message in enumerate(self.messages) if message["role"] == "assistant"), len(self.messages))
+        return self.messages[:first]
+
+    def content(self) -> bytes:
+        """The same bytes for the same conversation, whatever it was read from."""
+        return orjson.dumps([self.messages, self.tools, sorted(self.read_only), self.text], option=orjson.OPT_SORT_KEYS)
+
+    def cleaned(self) -> "Conversation":
+        """Windows line ends as plain ones, and no control characters but tab and line feed."""
+        messages = tuple({**message, "content": clean_text(message["content"])} for message in self.messages)
+        return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A row that is left out for a good reason, which is no mistake in it."""
+
+    reason: str
+
+
+class RowError(Exception):
+    """What is wrong with a row, in terms of the file's own keys; never holds content."""
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(what)
+        self.field = field
+        self.what = what
+
+
+def clean_text(text: str) -> str:
+    """See `Conversation.cleaned`."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n")) if _UNCLEAN.search(text) else text
+
+
+def as_text(value: Any, name: str) -> str:
+    """A value that must be text; raises `RowError`."""
+    if not isinstance(value, str):
+        raise RowError(name, "must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowError(name, "holds a lone surrogate, which is no character") from None
+    return value
+
+
+def system(text: str) -> Message:
+    return {"role": "system", "content": text}
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def exchange(question: str, answer: str, *, before: tuple[Message, ...] = ()) -> Conversation:
+    """One question and its answer, after what was said before."""
+    return Conversation((*before, user(question), assistant(answer)))
+
+
+def paragraphs(*parts: str) -> str:
+    """The parts that say something, an empty line between them."""
+    return "\n\n".join(part for part in parts if part.strip())

@@ -1,0 +1,155 @@
+"""The data report: what was read, what was left out and why, and what the model will see of the rest."""
+
+import itertools
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+
+from tunewright_crds.job import Dataset, DatasetStatus, Split
+from tunewright_trainer.prepare.drops import Drops
+from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
+from tunewright_trainer.prepare.sources import MAX_ERRORS_TOLD, OpenSource
+from tunewright_trainer.prepare.spill import Written
+
+SAMPLES: Final = 3
+_BARS: Final = 40  # of the histogram
+# Shares and counts from which on a warning is worth its line.
+FEW, MANY, LITTLE, ENOUGH = 0.01, 0.05, 0.1, 100
+
+
+class Findings:
+    """What is noted while data is prepared. The report is the one place that shows rows: three examples with what is learned of them."""
+
+    def __init__(self, status: DatasetStatus, options: Dataset, sources: list[OpenSource], drops: Drops, *, longest: int) -> None:
+        self.status = status
+        self.options = options
+        self.sources = sources
+        self.longest = longest
+        self.drops = drops
+        self.splits: dict[str, Written] = {}
+        self.truncated = 0
+        self._samples: list[list[dict[str, Any]]] = []
+        self._bar = max(1, -(-longest // _BARS))
+        self._lengths = np.zeros(-(-longest // self._bar), dtype=np.int64)
+
+    def take(self, found: Encoded, tokenizer: Any, *, held_out: bool) -> None:
+        """Note a batch of examples."""
+        self.truncated += found.truncated
+        self._lengths += np.bincount((found.lengths - 1) // self._bar, minlength=len(self._lengths))
+        if not held_out:
+            wanted = min(SAMPLES - len(self._samples), len(found.lengths))
+            self._samples += [_sample(*found.example(number), tokenizer) for number in range(wanted)]
+
+    def told_splits(self) -> dict[str, dict[str, int]]:
+        return {name: asdict(written) for name, written in self.splits.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """The report as data."""
+        train = self.splits.get(Split.TRAIN.value, Written())
+        facts = {
+            "dataset": self.status.model_dump(mode="json", by_alias=True, exclude={"reused", "report_uri"}),
+            "sources": [
+                {
+                    "uri": source.place.uri,
+                    "files": len(source.files),
+                    "skippedFiles": source.skipped[:MAX_ERRORS_TOLD],
+                    "rows": source.rows,
+                    "invalid": source.invalid,
+                    "license": source.license,
+                }
+                for source in self.sources
+            ],
+            "invalid": sum(source.invalid for source in self.sources),
+            "errors": [error for source in self.sources for error in source.errors][:MAX_ERRORS_TOLD],
+            "dropped": dict(self.drops.counts.most_common()),
+            "droppedAt": self.drops.places,
+            "truncated": self.truncated,
+            "longestAllowed": self.longest,
+            "splits": self.told_splits(),
+            "packedShare": round(train.tokens / (train.rows * self.options.max_length), 4) if train.rows and self.options.packing else None,
+            "learnedShare": round(train.trainable_tokens / train.tokens, 4) if train.tokens else None,
+            "examplesByTokens": [
+                {"from": at * self._bar + 1, "to": min((at + 1) * self._bar, self.longest), "examples": int(count)}
+                for at, count in enumerate(self._lengths)
+            ],
+            "samples": self._samples,
+        }
+        return facts | {"warnings": [asdict(warning) for warning in warnings(facts)]}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something that is allowed and yet seldom meant."""
+
+    what: str
+    advice: str
+
+
+def warnings(facts: dict[str, Any]) -> list[Advice]:
+    """What a careful reader of the report would ask about."""
+    data = facts["dataset"]
+    examples = sum(bar["examples"] for bar in facts["examplesByTokens"])
+    found: list[Advice] = []
+    if not data["trainExamples"]:
+        return found
+    if facts["truncated"] > FEW * examples:
+        share = facts["truncated"] / examples
+        found.append(
+            Advice(
+                f"{share:.0%} of the examples are cut at maxLength.",
+                "The model does not learn their ends: raise maxLength, or set overlong: drop.",
+            )
+        )
+    if facts["learnedShare"] < LITTLE:
+        found.append(
+            Advice(
+                f"Only {facts['learnedShare']:.1%} of the tokens are learned.",
+                "Most of the time is spent on prompts; look at the examples below.",
+            )
+        )
+    if (twice := facts["dropped"].get("duplicate", 0)) > MANY * examples:
+        found.append(
+            Advice(
+                f"{twice / examples:.0%} of the examples are duplicates.",
+                "They are left out; ask whoever made the data why they are there.",
+            )
+        )
+    if not data["validationExamples"]:
+        found.append(
+            Advice(
+                "Nothing is kept for validation.",
+                "Learning by heart will not show: set validationFraction, or a source with split: validation.",
+            )
+        )
+    if data["trainExamples"] < ENOUGH:
+        found.append(
+            Advice(
+                f"There are only {data['trainExamples']} examples to train on.", "Some hundred good ones are the least that usually helps."
+            )
+        )
+    unknown = [source["uri"] for source in facts["sources"] if not source["license"]]
+    if unknown:
+        found.append(
+            Advice(
+                f"{len(unknown)} of {len(facts['sources'])} sources state no licence.",
+                "Name it in the source's license: it travels with the model.",
+            )
+        )
+    return found
+
+
+def page(facts: dict[str, Any]) -> bytes:
+    """The report as a web page that needs nothing else. Data is only ever text in it."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(facts, number="{:,}".format, share=lambda part: "–" if part is None else f"{part:.1%}").encode()
+
+
+def _sample(ids: Ints, labels: Ints, tokenizer: Any) -> list[dict[str, Any]]:
+    """An example as text, in pieces that are learned or not."""
+    learned = labels != IGNORED
+    cuts = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist(), len(learned)]
+    return [{"text": tokenizer.decode(ids[start:end].tolist()), "learned": bool(learned[start])} for start, end in itertools.pairwise(cuts)]
