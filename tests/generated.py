@@ -1,5 +1,6 @@
 """Files that are made from others: ``python -m tests.generated`` tells those that differ, ``--write`` writes them."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,10 @@ def generated() -> dict[Path, str]:
     files = {}
     for name, definition in definitions().items():
         files[ROOT / "crds" / name] = to_yaml(definition)
-        kept = to_yaml(definition).replace(
+        plain = re.sub(
+            r"{{|}}", lambda braces: f"{{{{ `{braces.group()}` }}}}", to_yaml(definition)
+        )  # descriptions speak of Jinja, helm must not act on it
+        kept = plain.replace(
             f'  name: "{definition["metadata"]["name"]}"\n',
             f'  name: "{definition["metadata"]["name"]}"\n  {{{{- if .Values.crds.keep }}}}\n  annotations:\n    helm.sh/resource-policy: keep\n  {{{{- end }}}}\n',
             1,
