@@ -164,10 +164,32 @@ class Source(
         return self
 
 
+class NearDuplicates(Part):
+    """Conversations that say nearly the same, by MinHash over runs of three words."""
+
+    enabled: bool = Field(False, description="Drop a conversation that is nearly the same as an earlier one.")
+    threshold: float = Field(
+        0.8,
+        ge=0.5,
+        lt=1,
+        description="Share of runs of three words that two conversations have in common from which on they are nearly the same.",
+    )
+
+
 class Cleaning(Part):
     """What is dropped before training; the report counts each drop by its reason."""
 
     deduplicate: bool = Field(True, description="Drop rows whose conversation occurred before.")
+    near_duplicates: NearDuplicates = Field(
+        default_factory=NearDuplicates,
+        alias="nearDuplicates",
+        description="Conversations that say nearly the same. With rows to test with, none of these is nearly the same as one to train on in any case.",
+    )
+    drop_refusals: bool = Field(
+        False,
+        alias="dropRefusals",
+        description="Drop rows whose last answer declines: `I'm sorry, but ...`, `As an AI language model ...`.",
+    )
     min_output_characters: int = Field(1, alias="minOutputCharacters", ge=0, le=1_000_000, description="Drop rows with a shorter answer.")
     max_characters: int = Field(
         100_000, alias="maxCharacters", ge=1, le=10_000_000, description="Drop longer rows, in characters of the whole conversation."

@@ -10,6 +10,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import Overlong, TrainOn
 from tunewright_trainer.prepare.boundaries import Boundaries
 from tunewright_trainer.prepare.conversation import Conversation, Drop
+from tunewright_trainer.prepare.near import Signatures, signatures
 from tunewright_trainer.prepare.template import Unrenderable, needs_end_of_text, render, tokenize
 
 IGNORED: Final = -100
@@ -36,6 +37,8 @@ class Encoded:
     drops: dict[int, str]
     """Reasons, by the number of the conversation."""
     truncated: int
+    signatures: Signatures | None = None
+    """[examples, PERMUTATIONS], where near duplicates are looked for."""
 
     def example(self, number: int) -> tuple[Ints, Ints]:
         """Ids and labels of an example, by its number among those that are kept."""
@@ -63,12 +66,13 @@ class Encoder:
     The ids of each learned answer's prompt are those that `render_prompt_ids` gives, so that a served model sees what it was trained on.
     """
 
-    def __init__(self, tokenizer: Any, template: str, *, train_on: TrainOn, longest: int, overlong: Overlong) -> None:
+    def __init__(self, tokenizer: Any, template: str, *, train_on: TrainOn, longest: int, overlong: Overlong, near: bool) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._train_on = train_on
         self._longest = longest
         self._overlong = overlong
+        self._near = near
         self._ends_text = needs_end_of_text(tokenizer, template)
         self._boundaries: Boundaries | None = Boundaries(tokenizer)
         self._unchecked = CHECKED
@@ -98,6 +102,7 @@ class Encoder:
             kept=np.array(list(kept), dtype=np.int64),
             drops=drops,
             truncated=truncated,
+            signatures=signatures(["\n".join(conversations[number].texts) for number in kept]) if self._near and kept else None,
         )
 
     def _rendered(self, conversation: Conversation) -> _Rendered | Drop:

@@ -29,9 +29,11 @@ class Recipe(NamedTuple):
     train_on: TrainOn
     longest: int
     overlong: Overlong
+    near: bool
 
     def encoder(self) -> Encoder:
-        return Encoder(load_tokenizer(self.tokenizer), self.template, train_on=self.train_on, longest=self.longest, overlong=self.overlong)
+        tokenizer = load_tokenizer(self.tokenizer)
+        return Encoder(tokenizer, self.template, train_on=self.train_on, longest=self.longest, overlong=self.overlong, near=self.near)
 
 
 def encoded(

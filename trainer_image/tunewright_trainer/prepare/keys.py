@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from tunewright_crds.job import Dataset, Split
+from tunewright_trainer.prepare.near import clusters
 
 SPLITS: Final = (Split.TRAIN, Split.VALIDATION, Split.TEST)
 DROPPED: Final = len(SPLITS)
@@ -45,14 +46,27 @@ class KeyFile:
     def close(self) -> None:
         self._file.close()
 
+    def join(self, pairs: Longs) -> None:
+        """Make one group of the groups of each pair of examples."""
+        whole = np.memmap(self._path, KEY, mode="r+", shape=(self.count,))
+        groups = np.array(whole["group"])
+        order = np.argsort(groups, kind="stable")
+        same = np.flatnonzero(groups[order[1:]] == groups[order[:-1]])
+        first = clusters(np.concatenate([pairs, np.stack([order[same], order[same + 1]], axis=1)]), self.count)
+        whole["group"] = groups[first]
+        whole.flush()
+
     def chunks(self) -> Iterator[tuple[int, Keys]]:
         """Pieces with the number of their first example."""
         for start in range(0, self.count, CHUNK):
             yield start, np.fromfile(self._path, KEY, count=CHUNK, offset=start * KEY.itemsize)
 
 
-def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None]) -> Fates:
-    """What becomes of each example. `tell` hears of those that are dropped: the reason, and keys of some of them, in order."""
+def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *, near: Longs | None = None) -> Fates:
+    """What becomes of each example. `tell` hears of those that are dropped: the reason, and keys of some of them, in order.
+
+    `near` [pairs, 2] are numbers of examples that are nearly the same: the later ones are dropped if the job says so, and else stay with the earlier ones.
+    """
     found = np.empty(keys.count, dtype=np.uint8)
     if not keys.count:
         return found
@@ -60,7 +74,13 @@ def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None]) ->
         found[start : start + len(chunk)] = chunk["split"]
     if options.cleaning.deduplicate:
         _drop(keys, found, _duplicates(keys), lambda dropped: tell("duplicate", dropped))
+    if near is not None and options.cleaning.near_duplicates.enabled:
+        later = np.flatnonzero((clusters(near, keys.count) != np.arange(keys.count)) & (found != DROPPED))
+        _drop(keys, found, later, lambda dropped: tell("nearly the same as an earlier row", dropped))
     _drop(keys, found, _leaks(keys, found), lambda dropped: tell("same prompt as a held-out row", dropped))
+    if near is not None and len(near):
+        keys.join(near)
+        _drop(keys, found, _leaks(keys, found), lambda dropped: tell("nearly the same as a held-out row", dropped))
     _split(keys, found, options)
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import DatasetStatus, Overlong, Split
+from tunewright_crds.job import Dataset, DatasetStatus, Overlong, Split
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
 from tunewright_trainer.prepare.conversation import Conversation, Drop
@@ -20,6 +20,8 @@ from tunewright_trainer.prepare.encode import OVERLONG, Encoded
 from tunewright_trainer.prepare.encoding import Recipe, encoded
 from tunewright_trainer.prepare.keys import KEY, SPLITS, KeyFile, Keys, fates
 from tunewright_trainer.prepare.model import BaseModel, check_causal, fetch_base_model
+from tunewright_trainer.prepare.near import SignatureFile
+from tunewright_trainer.prepare.refusals import refuses
 from tunewright_trainer.prepare.report import Findings, page
 from tunewright_trainer.prepare.sources import OpenSource, Read, in_reading_order, open_sources
 from tunewright_trainer.prepare.spill import Spill, SplitWriter
@@ -112,6 +114,7 @@ class _Preparation:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.drops = Drops(folder.with_name(DROPS), sources)
         self.findings = Findings(self.status, self.options, sources, self.drops, longest=self.longest)
+        self._near = self.options.cleaning.near_duplicates.enabled or tests(self.options)
         self._seed = config.spec.hyperparameters.seed.to_bytes(8, "little")
 
     def run(self) -> None:
@@ -123,19 +126,24 @@ class _Preparation:
         scratch.mkdir()
         self.tokenizer = load_tokenizer(self.model.folder)
         check_template(self.tokenizer, self.template, own=bool(self.config.spec.model.chat_template))
-        self.spill, self.keys = Spill(scratch / "examples.arrow"), KeyFile(scratch / "keys")
+        self.spill, self.keys, self.signatures = (
+            Spill(scratch / "examples.arrow"),
+            KeyFile(scratch / "keys"),
+            SignatureFile(scratch / "near"),
+        )
         try:
             self._encode(scratch)
         finally:
             self.spill.close()
             self.keys.close()
+            self.signatures.close()
         self._check_rows()
         self._write()
         shutil.rmtree(scratch)
         self._check_splits()
 
     def _encode(self, scratch: Path) -> None:
-        recipe = Recipe(self.model.folder, self.template, self.options.train_on, self.longest, self.options.overlong)
+        recipe = Recipe(self.model.folder, self.template, self.options.train_on, self.longest, self.options.overlong, self._near)
         processes = thread_count(self.config.spec.resources.cpu)
         for (reads, keys), found in encoded(self._batches(scratch), recipe, recipe.encoder(), processes=processes):
             raise_if_stopped()
@@ -170,6 +178,8 @@ class _Preparation:
             self.drops.add("longer than cleaning.maxCharacters", read)
         elif any(_says_less(conversation, at, rules.min_output_characters) for at in conversation.answers):
             self.drops.add("answer shorter than cleaning.minOutputCharacters", read)
+        elif rules.drop_refusals and refuses(conversation):
+            self.drops.add("an answer that declines", read)
         else:
             return conversation
         return None
@@ -197,6 +207,8 @@ class _Preparation:
         self._check_ids(int(found.ids.max()))
         self.spill.add(found)
         self.keys.add(keys[found.kept])
+        if found.signatures is not None:
+            self.signatures.add(found.signatures)
         self.findings.take(found, self.tokenizer, held_out=keys["split"][0] != SPLITS.index(Split.TRAIN))
 
     def _place(self, read: Read) -> str:
@@ -230,7 +242,8 @@ class _Preparation:
 
     def _write(self) -> None:
         """Decide what becomes of each example, and write the splits."""
-        found = fates(self.keys, self.options, self._drop_all)
+        near = self.signatures.pairs(self.options.cleaning.near_duplicates.threshold) if self._near else None
+        found = fates(self.keys, self.options, self._drop_all, near=near)
         writers = [SplitWriter(self.folder / split.value, self.options) for split in SPLITS]
         for number, examples in self.spill.pieces(found):
             raise_if_stopped()
@@ -284,6 +297,11 @@ class _Preparation:
             "sources": [source.identity() for source in self.sources],
             "licenses": self.status.licenses,
         }
+
+
+def tests(options: Dataset) -> bool:
+    """Whether there will be rows to test with."""
+    return options.test_fraction > 0 or any(source.split is Split.TEST for source in options.sources)
 
 
 def _says_less(conversation: Conversation, at: int, characters: int) -> bool:
