@@ -92,6 +92,25 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
         "many-keys.jsonl:1: has none of the keys that tell its format",
     ),
     "many-lists.jsonl": (plain(b'{"instruction": [' + b"[]," * (3 * MIB) + b"1]}\n"), "many-lists.jsonl:1: instruction: must be a text"),
+    "deep-tree.jsonl": (
+        plain(
+            GOOD, b'{"message_tree_id": "t", "prompt": ' + b'{"role": "prompter", "text": "a", "replies": [' * 500 + b"]}" * 500 + b"}\n"
+        ),
+        "deep-tree.jsonl:2: is nested too deeply",
+    ),
+    "many-instances.json": (
+        plain(b'{\n"Definition": "d", "Instances": [' + b"{}," * (5 * MIB) + b"{}]}"),
+        "many-instances.json:1: Instances[0].output: is missing",
+    ),
+    "too-long-an-object.json": (
+        plain(b'{\n"Definition": "d", "Instances": [' + b"{}," * (6 * MIB) + b"{}]}"),
+        "too-long-an-object.json:1: is not JSON",
+    ),
+    "many-turns.jsonl": (
+        plain(b'{"input": "' + b"[|Human|] a [|AI|] b " * 500_000 + b'"}\n'),
+        "no example is left to train on (1 longer than cleaning.maxCharacters)",
+    ),
+    "tabs.tsv": (plain(b"a\tb\tc\n", b"1\t2\t3\t4\n"), "tabs.tsv:2: has more values than the header has columns"),
     "nan.jsonl": (plain(b'{"instruction": "a", "output": NaN}\n'), "nan.jsonl:1: is not JSON"),
     "huge-number.jsonl": (plain(b'{"instruction": "a", "output": ' + b"9" * MIB + b"}\n"), "huge-number.jsonl:1: "),
     "twice.jsonl": (plain(b'{"instruction": "a", "output": "b", "output": "c"}\n'), "twice.jsonl:1: output: occurs twice in the object"),

@@ -31,10 +31,9 @@ _TOLD: Final = "system, user, assistant or tool (or human, gpt, function_call, o
 def chat(fields: Fields) -> Conversation:
     """`messages` of {role, content[, tool_calls, weight]} or `conversations` of {from, value}; beside them `system` and `tools`."""
     key = "messages" if fields.has("messages") else "conversations"
-    entries = fields.items(key)
-    if all(isinstance(entry, str) for _, entry in entries):
+    if all(isinstance(entry, str) for _, entry in fields.items(key)):
         return alternating(fields, key)
-    read = [_message(within(entry, name)) for name, entry in entries]
+    read = [_message(entry) for entry in fields.objects(key)]
     messages = [message for message, _ in read]
     shift = 0
     if (instruction := fields.optional("system")) and messages[0]["role"] != "system":

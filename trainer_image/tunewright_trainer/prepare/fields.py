@@ -1,6 +1,6 @@
 """A row by our keys."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunewright_trainer.prepare.conversation import RowError, as_text
@@ -61,16 +61,16 @@ class Fields:
             raise RowError(self.name(key), "is an empty list")
         return [as_text(one, f"{self.name(key)}[{index}]") for index, one in enumerate(value)]
 
-    def items(self, key: str) -> list[tuple[str, Any]]:
-        """The entries of a list that must not be empty, each with its name."""
+    def items(self, key: str) -> Iterator[tuple[str, Any]]:
+        """The entries of a list that must not be empty, each with its name; one at a time, for there may be millions."""
         value, name = self.get(key), self.name(key)
         if not isinstance(value, list) or not value:
             raise RowError(name, "must be a list, and not empty")
-        return [(f"{name}[{index}]", entry) for index, entry in enumerate(value)]
+        return ((f"{name}[{index}]", entry) for index, entry in enumerate(value))
 
-    def objects(self, key: str) -> list["Fields"]:
+    def objects(self, key: str) -> Iterator["Fields"]:
         """The objects of a list that must not be empty; their keys are told with their place."""
-        return [within(entry, name) for name, entry in self.items(key)]
+        return (within(entry, name) for name, entry in self.items(key))
 
 
 class _Within(Fields):

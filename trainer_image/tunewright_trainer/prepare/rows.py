@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 import orjson
 
 MAX_ROW_BYTES: Final = 16 * 2**20  # far above any example that a model can read; bounds memory
-MAX_OBJECT_BYTES: Final = 32 * 2**20  # of a file that is one object, such as a task of Natural Instructions
+MAX_OBJECT_BYTES: Final = MAX_ROW_BYTES  # of a file that is one object, such as a task of Natural Instructions
 MAX_EXPANSION: Final = 200  # instruction data compresses about 3 to 20 times; a bomb 1,000 times and more
 FREE_EXPANSION_BYTES: Final = 64 * 2**20  # small files may be as repetitive as they like
 EXTENSIONS: Final = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
