@@ -118,7 +118,9 @@ class Source(
 ):
     """One source of instruction data."""
 
-    uri: Uri = Field(description="A file or a folder of files: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them.")
+    uri: Uri = Field(
+        description="A file, a folder of files, or a pattern such as s3://bucket/**/part-*.jsonl: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them."
+    )
     format: DataFormat = Field(
         DataFormat.AUTO,
         description="Shape of a row; `auto` recognises it by its keys. alpaca {instruction,input,output}, dolly {instruction,context,response}, "

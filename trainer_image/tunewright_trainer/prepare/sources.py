@@ -91,8 +91,9 @@ class OpenSource:
 @contextmanager
 def _on_this_machine(place: Place, info: ObjectInfo, scratch: Path) -> Iterator[Path]:
     """The path of an object's content, which is downloaded and removed again where it does not lie here."""
-    if place.local is not None:
-        yield place.local.parent / info.key
+    here = place.local_path(info.key)
+    if here is not None:
+        yield here
         return
     copy = scratch / hashlib.sha256(info.key.encode()).hexdigest()[:16]
     try:
@@ -119,7 +120,7 @@ def _open(config: PodConfig, index: int) -> OpenSource:
     single = len(found) == 1 and found[0].key == place.key.rstrip("/")
     files = [info for info in found if single or is_readable(info.key)]
     param = f"spec.dataset.sources[{index}]"
-    card = next((info for info in found if not single and info.key == f"{place.key.rstrip('/')}/{licences.CARD}"), None)
+    card = None if single else place.find(licences.CARD)
     license = spec.license or licences.of_card(place, card)
     licences.check(license, config.spec.dataset.forbidden_licenses, uri=place.uri, param=f"{param}.license")
     source = OpenSource(index, spec, place, files, [], license, Converter(spec, param=f"{param}.template"))

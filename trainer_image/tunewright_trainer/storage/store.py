@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tunewright_crds.errors import Refusal
+from tunewright_crds.errors import FailureCode, Refusal
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ class Store(Protocol):
     """Objects under one root. Keys are relative, with `/` between their parts.
 
     Every method may raise `Refusal`: `AccessDenied` at once, `StorageUnavailable` after waiting out an outage, and, as `ObjectMissing`,
-    whatever code the store was opened with for things that are not there.
+    the code `missing` for things that are not there. `param` is the field that is reported.
     """
+
+    missing: FailureCode
+    param: str
 
     def uri(self, key: str) -> str:
         """The address of a key, as people write it."""
