@@ -1,5 +1,6 @@
 """Which files an address means, and that what is read is what was listed."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Data:
     def __init__(self, folder: Path, server: S3Server | None) -> None:
         self._folder = folder
         self._server = server
+        self._writes = 0
 
     @property
     def root(self) -> str:
@@ -39,7 +41,9 @@ class Data:
     def put(self, name: str, text: str) -> None:
         """One file, written or written anew."""
         if self._server is None:
-            write_lines(self._folder / name, [{"text": text}])
+            path = write_lines(self._folder / name, [{"text": text}])
+            self._writes += 1
+            os.utime(path, (self._writes, self._writes))  # two writes within one tick of the file system's clock would look like one
         else:
             body = write_lines(self._folder / f"upload-{name.rpartition('/')[2]}", [{"text": text}]).read_bytes()
             self._server.client().put_object(Bucket=BUCKET, Key=f"{self._folder.name}/{name}", Body=body)
@@ -164,3 +168,53 @@ def test_neither_a_pattern_nor_a_folder_takes_in_what_belongs_to_another_namespa
         assert caught.value.code is FailureCode.ACCESS_DENIED, address
     (own,) = open_sources(in_cluster(a_job(f"s3://{PLATFORM}/p/team-a/**/*.jsonl"), s3))
     assert [own.name(info) for info in own.files] == ["models/m/rows.jsonl"]
+
+
+def changed(source: OpenSource, scratch: Path) -> Refusal:
+    with pytest.raises(Refusal, match="changed while it was read; apply the job again when it is whole") as caught:
+        read(source, scratch)
+    assert (caught.value.code, caught.value.param) == (FailureCode.DATA_INVALID, source.param)
+    return caught.value
+
+
+@pytest.mark.parametrize("after", ["other", "longer than before", ""], ids=["same size", "longer", "empty"])
+def test_a_file_that_is_another_one_than_was_listed_is_refused(data: Data, tmp_path: Path, after: str) -> None:
+    for number in (1, 2, 3):
+        data.put(f"part-{number}.jsonl", "first")
+    (source,) = open_sources(data.job("part-*.jsonl"))
+    data.put("part-2.jsonl", after)
+    assert "part-2.jsonl changed" in changed(source, tmp_path / "scratch").message
+
+
+def test_a_file_that_is_gone_is_told(data: Data, tmp_path: Path) -> None:
+    data.put("part-1.jsonl", "first")
+    (source,) = open_sources(data.job("part-1.jsonl"))
+    data.remove("part-1.jsonl")
+    with pytest.raises(Refusal, match=r"part-1.jsonl does not exist") as caught:
+        read(source, tmp_path / "scratch")
+    assert caught.value.code is FailureCode.DATA_NOT_FOUND
+
+
+@pytest.mark.parametrize("more", ['{"text": "three"}\n', '{"text": "thr'], ids=["a row", "half a row"])
+def test_a_local_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, more: str) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": "one"}, {"text": "two"}])
+    (source,) = open_sources(a_job(str(path)))
+    rows = source.read(tmp_path)
+    next(rows)
+    with path.open("a") as file:
+        file.write(more)
+    with pytest.raises(Refusal, match=r"rows.jsonl changed while it was read"):
+        list(rows)
+
+
+def test_a_large_object_is_read_whole_or_refused(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "read_keys", lambda folder: s3.keys)
+    large = b'{"text": "x"}\n' * 3_000_000  # more than one request
+    s3.client().put_object(Bucket=BUCKET, Key="large.jsonl", Body=large)
+    (source,) = open_sources(in_cluster(a_job(f"s3://{BUCKET}/large.jsonl"), s3))
+    (info,) = source.files
+    source.place.store.download(info.key, tmp_path / "copy", etag=info.etag)
+    assert (tmp_path / "copy").read_bytes() == large
+    s3.client().put_object(Bucket=BUCKET, Key="large.jsonl", Body=large[::-1])
+    with pytest.raises(Refusal, match=r"large.jsonl changed while it was read"):
+        source.place.store.download(info.key, tmp_path / "copy", etag=info.etag)

@@ -14,7 +14,7 @@ from tunewright_trainer.prepare import licences
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.convert import Converter
 from tunewright_trainer.prepare.rows import BadFile, Numbered, Problem, is_readable, read_rows
-from tunewright_trainer.storage import ObjectInfo, Place, open_source
+from tunewright_trainer.storage import LocalStore, ObjectInfo, Place, open_source
 
 MAX_ERRORS_TOLD: Final = 100
 # Held-out rows first: of two equal rows the one that was read first stays, so nothing is trained on that is tested with.
@@ -90,14 +90,22 @@ class OpenSource:
 
 @contextmanager
 def _on_this_machine(place: Place, info: ObjectInfo, scratch: Path) -> Iterator[Path]:
-    """The path of an object's content, which is downloaded and removed again where it does not lie here."""
-    here = place.local_path(info.key)
-    if here is not None:
-        yield here
+    """The path of an object's content, which is downloaded and removed again where it does not lie here.
+
+    Raises `Changed` where it is another one than was listed; of a file that lies here this is known only when it has been read.
+    """
+    store = place.store
+    if isinstance(store, LocalStore):
+        try:
+            yield store.path(info.key)
+        except (Refusal, OSError):
+            store.check(info.key, info.etag)  # a file that is being written is often broken too
+            raise
+        store.check(info.key, info.etag)
         return
     copy = scratch / hashlib.sha256(info.key.encode()).hexdigest()[:16]
     try:
-        place.store.download(info.key, copy)
+        store.download(info.key, copy, etag=info.etag)
         yield copy
     finally:
         copy.unlink(missing_ok=True)

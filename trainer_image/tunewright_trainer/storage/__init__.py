@@ -11,9 +11,10 @@ from tunewright_trainer.storage.folders import Damaged, fetch_files, fetch_folde
 from tunewright_trainer.storage.local import LocalStore
 from tunewright_trainer.storage.places import Place, open_model, open_source, open_store
 from tunewright_trainer.storage.s3 import S3Store
-from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing, Store
+from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing, Store
 
 __all__ = [
+    "Changed",
     "Damaged",
     "LocalStore",
     "ObjectInfo",

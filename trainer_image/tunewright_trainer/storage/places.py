@@ -40,11 +40,7 @@ class Place:
     @property
     def local(self) -> Path | None:
         """Where it lies on this machine, if it does."""
-        return self.local_path(self.key)
-
-    def local_path(self, key: str) -> Path | None:
-        """Where an object of its store lies on this machine, if it does."""
-        return self.store.path(key) if isinstance(self.store, LocalStore) else None
+        return self.store.path(self.key) if isinstance(self.store, LocalStore) else None
 
     def files(self) -> list[ObjectInfo]:
         """The object of exactly this key, or else every object that matches, or that is in the folder of this key.

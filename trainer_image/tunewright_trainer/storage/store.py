@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tunewright_crds.errors import FailureCode, Refusal
 
@@ -19,6 +20,17 @@ class ObjectInfo:
 
 class ObjectMissing(Refusal):
     """An object, or the bucket that should hold it, is not there."""
+
+
+class Changed(Refusal):
+    """An object that is another one than was listed."""
+
+    def __init__(self, uri: str, *, param: str = "") -> None:
+        super().__init__(FailureCode.DATA_INVALID, f"{uri} changed while it was read; apply the job again when it is whole", param=param)
+        self.uri = uri
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), self.uri, param=self.param), ()
 
 
 class Store(Protocol):
@@ -43,8 +55,11 @@ class Store(Protocol):
     def upload(self, local_path: Path, key: str) -> None:
         """Write a local file as an object, as atomically as `put_bytes`."""
 
-    def download(self, key: str, local_path: Path) -> None:
-        """Write an object into a local file, whose folder is made; `ObjectMissing` where there is none."""
+    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
+        """Write an object into a local file, whose folder is made; `ObjectMissing` where there is none.
+
+        With the `etag` of a listing, `Changed` where the object is no longer the one that was listed.
+        """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object whose key starts with the characters of `prefix`, in order of the keys."""
