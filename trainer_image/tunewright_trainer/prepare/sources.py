@@ -58,7 +58,8 @@ class OpenSource:
     def identity(self) -> dict[str, Any]:
         """What changes when the source's data or its reading changes."""
         files = [[self.name(info), info.size, self.place.store.fingerprint(info)] for info in self.files]
-        return {"files": files, "foundLicense": self.license, **self.spec.model_dump(mode="json", by_alias=True)}
+        commit = {"commit": self.place.store.commit} if self.place.store.commit else {}
+        return {"files": files, **commit, "foundLicense": self.license, **self.spec.model_dump(mode="json", by_alias=True)}
 
     def _tell(self, name: str, line: int, problem: Problem) -> None:
         self.invalid += 1

@@ -17,6 +17,8 @@ _PART: Final = ".part-"  # files being written; never listed
 class LocalStore:
     """Files under `root`. `missing` and `param` are the code and the field that a missing file is reported with."""
 
+    commit = ""
+
     def __init__(self, root: Path, *, missing: FailureCode = FailureCode.STORAGE_NOT_FOUND, param: str = "") -> None:
         self.root = root.absolute()
         self.missing = missing

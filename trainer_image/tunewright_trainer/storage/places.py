@@ -16,7 +16,15 @@ from tunewright_trainer.storage.local import LocalStore
 from tunewright_trainer.storage.s3 import S3Store
 from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing, Store
 
-_KEY_FILES: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION")
+_KEY_FILES: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+)
 _OWNED_FOLDERS: Final = ("datasets", "jobs", "models")
 _WILDCARD: Final = re.compile(r"[*?[]")
 
@@ -112,8 +120,8 @@ def open_source(config: PodConfig, index: int) -> Place:
     )
 
 
-def open_model(config: PodConfig) -> Place:
-    """The folder of the job's base model."""
+def open_model(config: PodConfig, *, commit: str = "") -> Place:
+    """The folder of the job's base model; of the hub's, at this commit if one is given instead of what its revision is now."""
     return _open(
         config,
         config.spec.model.uri,
@@ -121,7 +129,40 @@ def open_model(config: PodConfig) -> Place:
         folder=names.MODEL_CREDENTIALS,
         missing=FailureCode.MODEL_NOT_FOUND,
         param="spec.model.uri",
+        commit=commit,
     )
+
+
+def open_hub(uri: str, keys: dict[str, str], *, missing: FailureCode, param: str, patterns: bool = False, commit: str = "") -> Place:
+    """What an `hf://` address names. `keys` may hold HF_TOKEN and HF_ENDPOINT; `commit` goes before the address's own revision."""
+    # The library is imported by the jobs that need it.
+    from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    from tunewright_trainer.storage.hub import HubStore
+
+    try:
+        named = parse_hf_uri(uri)
+    except HfUriError as error:
+        raise Refusal(FailureCode.CONFIG_INVALID, str(error), param=param) from error
+    if named.type not in ("model", "dataset") or named.revision is None:
+        raise Refusal(FailureCode.CONFIG_INVALID, f"{uri} names no revision of a model or data set", param=param)
+
+    def guard(key: str) -> None:
+        _refuse_relative(key, store.uri(key), param)
+
+    store = HubStore(
+        named.id,
+        commit or named.revision,
+        repo_type="dataset" if named.type == "dataset" else "model",
+        token=keys.get("HF_TOKEN", ""),
+        endpoint=keys.get("HF_ENDPOINT", ""),
+        missing=missing,
+        param=param,
+    )
+    key = f"{named.path_in_repo}/" if named.path_in_repo and uri.endswith("/") else named.path_in_repo
+    guard(key)
+    return _place(store, key, guard) if patterns else Place(store, key, guard=guard)
 
 
 def read_keys(folder: str | Path) -> dict[str, str]:
@@ -134,8 +175,20 @@ def read_keys(folder: str | Path) -> dict[str, str]:
     return found
 
 
-def _open(config: PodConfig, uri: str, *, secret: str, folder: str, missing: FailureCode, param: str, patterns: bool = False) -> Place:
+def _open(
+    config: PodConfig,
+    uri: str,
+    *,
+    secret: str,
+    folder: str,
+    missing: FailureCode,
+    param: str,
+    patterns: bool = False,
+    commit: str = "",
+) -> Place:
     """`patterns`: whether `*`, `?`, `[...]` and `**` stand for names."""
+    if uri.startswith("hf://"):
+        return open_hub(uri, read_keys(folder) if secret else {}, missing=missing, param=param, patterns=patterns, commit=commit)
     if not uri.startswith("s3://"):
         return _on_this_machine(uri, missing=missing, param=param, patterns=patterns)
     bucket, _, key = uri.removeprefix("s3://").partition("/")

@@ -51,6 +51,8 @@ T = TypeVar("T")
 class S3Store:
     """Objects of `bucket` under `prefix`. `missing` and `param` are the code and the field that a missing object is reported with."""
 
+    commit = ""
+
     def __init__(
         self,
         bucket: str,

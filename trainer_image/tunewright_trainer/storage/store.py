@@ -37,11 +37,13 @@ class Store(Protocol):
     """Objects under one root. Keys are relative, with `/` between their parts.
 
     Every method may raise `Refusal`: `AccessDenied` at once, `StorageUnavailable` after waiting out an outage, and, as `ObjectMissing`,
-    the code `missing` for things that are not there. `param` is the field that is reported.
+    the code `missing` for things that are not there. `param` is the field that is reported. `commit` is the version of everything in it; empty where
+    objects may change.
     """
 
     missing: FailureCode
     param: str
+    commit: str
 
     def uri(self, key: str) -> str:
         """The address of a key, as people write it."""
