@@ -1,6 +1,9 @@
 """Data and models of the hub, read by huggingface_hub from a stand-in of its server."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,3 +247,17 @@ def test_the_report_names_the_address(hub: Hub, tmp_path: Path) -> None:
     prepare_here(a_job("main/*.jsonl", packing=False), tmp_path)
     assert [source["uri"] for source in report(tmp_path)["sources"]] == [f"hf://datasets/{DATA}@main/*.jsonl"]
     assert out(tmp_path).exists("manifest.json")
+
+
+def test_on_one_machine_the_librarys_own_settings_hold_and_the_log_names_the_commits(hub: Hub, tmp_path: Path) -> None:
+    commits = [hub.commit("dataset", DATA, {"rows.jsonl": lines("one", "two")}), hub.commit("model", MODEL, model_files())]
+    hub.repo("dataset", DATA).token = TOKEN
+    spec = {"model": {"uri": f"hf://{MODEL}@main"}, "dataset": {"sources": [{"uri": f"hf://datasets/{DATA}@main/*.jsonl"}]}}
+    manifest = {"apiVersion": names.API_VERSION, "kind": "InstructionTuningJob", "metadata": {"name": "tune"}, "spec": spec}
+    (tmp_path / "job.yaml").write_text(json.dumps(manifest))
+    command = [sys.executable, "-m", "tunewright_trainer", "prepare", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "out")]
+    settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [commit for commit in commits if f"is commit {commit}" not in done.stdout + done.stderr] == []
+    assert [source["commit"] for source in json.loads(out(tmp_path).get_bytes("manifest.json"))["sources"]] == commits[:1]
