@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tunewright_crds.job import InstructionTuningJob, JobSpec, Precision, Tuner, read_spec
+from tunewright_crds.tuned_model import Artifact, Base
 
 SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
 
@@ -69,6 +70,14 @@ def test_addresses_of_the_hub_need_a_revision(local: bool) -> None:
             read_spec(spec_with(path, address), local=local)
             with pytest.raises(ValidationError, match="pin a commit"):
                 read_spec(spec_with(path, address.replace("@", "/")), local=local)
+
+
+def test_a_tuned_model_may_have_its_base_on_the_hub_and_its_artefact_in_storage_only() -> None:
+    Base(uri="hf://org/name@main")
+    Artifact(uri="s3://bucket/models/m/1/adapter")
+    for kind, uri in ((Base, "/models/x"), (Artifact, "hf://org/name@main")):
+        with pytest.raises(ValidationError, match="pattern"):
+            kind(uri=uri)
 
 
 def test_the_definition_takes_the_addresses_that_the_types_take() -> None:
