@@ -57,7 +57,7 @@ class FailureCode(StrEnum):
 
 
 ADVICE: Final[dict[FailureCode, str]] = {
-    FailureCode.DATA_NOT_FOUND: "Check the bucket and the key of the source, and that its objects are uploaded.",
+    FailureCode.DATA_NOT_FOUND: "Check the address of the source (bucket and key, or repository and revision), and that its files are uploaded.",
     FailureCode.DATA_INVALID: "Mend the rows named in the message, name the right `format` or `columns`, or allow bad rows by `maxInvalidFraction`.",
     FailureCode.DATA_EMPTY: "Give a source with at least one usable row; the report counts what was dropped and why.",
     FailureCode.LICENSE_FORBIDDEN: "Leave the source out, or, if its licence is another one, name it in the source's `license`.",

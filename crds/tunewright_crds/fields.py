@@ -7,7 +7,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 MAX_URI: Final = 1024
 MAX_MESSAGE: Final = 1024  # characters of a message in a status: `kubectl describe` stays readable, etcd small
-S3_PATTERN: Final = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]*$"
+S3: Final = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]*"
+# A revision is a branch, a tag or a commit (`/` in it as %2F), or one of the hub's own references. Without one the pattern holds, for a rule tells more.
+_REPO: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REVISION: Final = r"(@(refs/(convert|pr)/[A-Za-z0-9._-]+|[A-Za-z0-9][A-Za-z0-9._%-]*))?"
+HUB_MODEL: Final = rf"hf://{_REPO}{_REVISION}(/[^\x00-\x1f]*)?"
+HUB_DATA: Final = rf"hf://datasets/{_REPO}{_REVISION}(/[^\x00-\x1f]*)?"
+MODEL_PINNED: Final = r"^hf://[^@/]+/[^@/]+@"
+DATA_PINNED: Final = r"^hf://datasets/[^@/]+/[^@/]+@"
+PIN_MODEL: Final = "a model of the hub is hf://org/name@revision; pin a commit, so that the same job means the same model"
+PIN_DATA: Final = "data of the hub is hf://datasets/org/name@revision/path; pin a commit, so that the same job means the same data"
 QUANTITY_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 DNS_LABEL: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DNS_NAME: Final = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
@@ -26,18 +35,33 @@ class Rules(dict[str, Any]):
         super().__init__({"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]})
 
 
-def _remote_unless_local(uri: str, info: ValidationInfo) -> str:
-    """On a cluster an address is ``s3://``; ``tunewright-trainer run`` on one machine also takes paths."""
-    if (info.context or {}).get("local") or re.fullmatch(S3_PATTERN.strip("^$"), uri):
+def _of_model(uri: str, info: ValidationInfo) -> str:
+    return _of_hub(uri, MODEL_PINNED, HUB_MODEL, PIN_MODEL) if uri.startswith("hf://") else _remote_unless_local(uri, info)
+
+
+def _of_data(uri: str, info: ValidationInfo) -> str:
+    return _of_hub(uri, DATA_PINNED, HUB_DATA, PIN_DATA) if uri.startswith("hf://") else _remote_unless_local(uri, info)
+
+
+def _of_hub(uri: str, pinned: str, pattern: str, advice: str) -> str:
+    if re.match(pinned, uri) and re.fullmatch(pattern, uri) and uri.startswith("hf://datasets/") == pinned.startswith("^hf://datasets/"):
         return uri
-    raise ValueError("must be s3://bucket/key; paths of this machine work with `tunewright-trainer run` only")
+    raise ValueError(advice)
 
 
-Uri = Annotated[
-    str,
-    AfterValidator(_remote_unless_local),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_URI, "pattern": S3_PATTERN}),
-]
+def _remote_unless_local(uri: str, info: ValidationInfo) -> str:
+    """On a cluster an address is ``s3://`` or ``hf://``; ``tunewright-trainer run`` on one machine also takes paths."""
+    if (info.context or {}).get("local") or re.fullmatch(S3, uri):
+        return uri
+    raise ValueError("must be s3://bucket/key or hf://...; paths of this machine work with `tunewright-trainer run` only")
+
+
+def _address(hub: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_URI, "pattern": f"^({S3}|{hub})$"})
+
+
+ModelUri = Annotated[str, AfterValidator(_of_model), _address(HUB_MODEL)]
+DataUri = Annotated[str, AfterValidator(_of_data), _address(HUB_DATA)]
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN, max_length=32)]
 SecretName = Annotated[str, Field(pattern=r"^$|" + DNS_NAME, max_length=253)]
 

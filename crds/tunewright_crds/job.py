@@ -9,8 +9,22 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
+from tunewright_crds.fields import (
+    DATA_PINNED,
+    MAX_MESSAGE,
+    MODEL_PINNED,
+    PIN_DATA,
+    PIN_MODEL,
+    AutoCount,
+    AutoRate,
+    DataUri,
+    ModelUri,
+    Part,
+    Quantity,
+    Rules,
+    SecretName,
+)
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
-from tunewright_crds.fields import MAX_MESSAGE, AutoCount, AutoRate, Part, Quantity, Rules, SecretName, Uri
 from tunewright_crds.names import Phase
 
 MAX_SOURCES: Final = 64
@@ -90,10 +104,17 @@ class Scheduler(StrEnum):
     CONSTANT = "constant"
 
 
-class Model(Part):
+class Model(
+    Part,
+    json_schema_extra=Rules(
+        (f"!self.uri.startsWith('hf://') || (self.uri.matches('{MODEL_PINNED}') && !self.uri.startsWith('hf://datasets/'))", PIN_MODEL)
+    ),
+):
     """The base model."""
 
-    uri: Uri = Field(description="Folder of the base model: s3://bucket/path/ with config.json, tokenizer files and *.safetensors.")
+    uri: ModelUri = Field(
+        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, or hf://org/name@revision."
+    )
     architecture: Architecture = Field(Architecture.AUTO, description="Kind of model; `auto` reads it from config.json.")
     chat_template: str = Field(
         "",
@@ -105,7 +126,7 @@ class Model(Part):
         "",
         alias="credentialsSecret",
         description="Secret of this namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_ENDPOINT_URL and AWS_REGION, "
-        "to read the model with. Default: the keys of the platform's own storage.",
+        "to read the model with; for hf:// with HF_TOKEN and, for a mirror, HF_ENDPOINT. Default: the keys of the platform's own storage; for hf:// none.",
     )
 
 
@@ -113,12 +134,15 @@ class Source(
     Part,
     json_schema_extra=Rules(
         ("self.template == '' || (self.format == 'auto' && self.columns.size() == 0)", "with a template, format and columns say nothing"),
+        (f"!self.uri.startsWith('hf://') || self.uri.matches('{DATA_PINNED}')", PIN_DATA),
         ("self.choices.size() == 0 || self.template != ''", "choices are for a template"),
     ),
 ):
     """One source of instruction data."""
 
-    uri: Uri = Field(description="A file or a folder of files: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them.")
+    uri: DataUri = Field(
+        description="A file, a folder of files, or a pattern such as s3://bucket/**/part-*.jsonl or hf://datasets/org/name@revision/*.parquet: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them."
+    )
     format: DataFormat = Field(
         DataFormat.AUTO,
         description="Shape of a row; `auto` recognises it by its keys. alpaca {instruction,input,output}, dolly {instruction,context,response}, "

@@ -1,9 +1,12 @@
 """The typed job: what is refused, by which name, and what is filled in."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
-from tunewright_crds.job import JobSpec, Precision, Tuner, read_spec
+from tunewright_crds.job import InstructionTuningJob, JobSpec, Precision, Tuner, read_spec
+from tunewright_crds.tuned_model import Artifact, Base
 
 SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
 
@@ -29,6 +32,15 @@ REFUSED = {
     "an address of another kind": ("model.uri", "ftp://x/y", "model.uri"),
     "a path of the machine": ("model.uri", "/models/x", "model.uri"),
     "a source without a bucket": ("dataset.sources.0.uri", "s3:///x", "dataset.sources.0.uri"),
+    "a model of the hub without a revision": ("model.uri", "hf://org/name", "model.uri"),
+    "data of the hub as a model": ("model.uri", "hf://datasets/org/name@main", "model.uri"),
+    "a model of the hub as data": ("dataset.sources.0.uri", "hf://org/name@main/rows.jsonl", "dataset.sources.0.uri"),
+    "data of the hub with the revision after the path": (
+        "dataset.sources.0.uri",
+        "hf://datasets/org/name/rows@main",
+        "dataset.sources.0.uri",
+    ),
+    "a data set of the hub without an owner": ("dataset.sources.0.uri", "hf://datasets/name@main", "dataset.sources.0.uri"),
     "no train source": ("dataset.sources.0.split", "test", "dataset"),
     "everything held out": ("dataset.validationFraction", 1.0, "dataset.validationFraction"),
     "fractions that leave nothing": ("dataset.testFraction", 0.96, "dataset"),
@@ -45,6 +57,39 @@ def test_what_cannot_work_is_refused_by_name(path: str, value: object, blamed: s
     with pytest.raises(ValidationError) as refusal:
         read_spec(spec_with(path, value))
     assert blamed in {".".join(str(part) for part in error["loc"]) for error in refusal.value.errors()}
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])
+def test_addresses_of_the_hub_need_a_revision(local: bool) -> None:
+    pinned = {
+        "model.uri": ["hf://org/name@main", "hf://Org-1/n_a.me@0123456789abcdef/", "hf://org/name@v1.0"],
+        "dataset.sources.0.uri": ["hf://datasets/org/name@main", "hf://datasets/org/name@refs/convert/parquet/**/*.parquet"],
+    }
+    for path, addresses in pinned.items():
+        for address in addresses:
+            read_spec(spec_with(path, address), local=local)
+            with pytest.raises(ValidationError, match="pin a commit"):
+                read_spec(spec_with(path, address.replace("@", "/")), local=local)
+
+
+def test_a_tuned_model_may_have_its_base_on_the_hub_and_its_artefact_in_storage_only() -> None:
+    Base(uri="hf://org/name@main")
+    Artifact(uri="s3://bucket/models/m/1/adapter")
+    for kind, uri in ((Base, "/models/x"), (Artifact, "hf://org/name@main")):
+        with pytest.raises(ValidationError, match="pattern"):
+            kind(uri=uri)
+
+
+def test_the_definition_takes_the_addresses_that_the_types_take() -> None:
+    """What is refused there for want of a revision is refused by a rule, which tells more than a pattern."""
+    schema = InstructionTuningJob.model_json_schema()["$defs"]
+    patterns = {name: re.compile(schema[name]["properties"]["uri"]["pattern"]) for name in ("Model", "Source")}
+    assert patterns["Model"].search("hf://org/name@main/")
+    assert patterns["Model"].search("hf://org/name")
+    assert patterns["Source"].search("hf://datasets/org/name@refs/pr/1/a b/*.jsonl")
+    for name, pattern in patterns.items():
+        assert pattern.search("s3://bucket/a/**/part-*.jsonl")
+        assert not [uri for uri in ("/data", "x s3://bucket/a", "hf://name", "hf://datasets/", "s3://b/a\x01") if pattern.search(uri)], name
 
 
 def test_early_stopping_without_validation_rows_is_refused() -> None:

@@ -26,6 +26,8 @@ class BaseModel:
     folder: Path
     config: dict[str, Any]
     hashes: dict[str, str]
+    commit: str = ""
+    """The hub's version of it, if it is from there."""
 
     @property
     def context(self) -> int | None:
@@ -57,7 +59,7 @@ def fetch_base_model(config: PodConfig, folder: Path) -> BaseModel:
         top = place.key.rstrip("/")
         folder.mkdir(parents=True, exist_ok=True)
         fetch_files(place.store, [f"{top}/{name}" if top else name for name in wanted], folder)
-    return BaseModel(folder, _config(folder), {name: sha256_of(folder / name) for name in wanted})
+    return BaseModel(folder, _config(folder), {name: sha256_of(folder / name) for name in wanted}, place.store.commit)
 
 
 def check_causal(model: BaseModel) -> None:

@@ -87,7 +87,7 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
 def address(config: PodConfig, sources: list[OpenSource], model: BaseModel, template: str) -> str:
     """The SHA-256 of everything that the prepared data depends on."""
     options = config.spec.dataset.model_dump(mode="json", by_alias=True)
-    depends = {
+    depends: dict[str, Any] = {
         "version": DATA_VERSION,
         "sources": [source.identity() for source in sources],
         "options": {name: options[name] for name in _OPTIONS},
@@ -95,6 +95,8 @@ def address(config: PodConfig, sources: list[OpenSource], model: BaseModel, temp
         "template": template,
         "model": model.hashes,
     }
+    if model.commit:
+        depends["modelCommit"] = model.commit
     return hashlib.sha256(orjson.dumps(depends, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -296,6 +298,7 @@ class _Preparation:
             "splits": self.findings.told_splits(),
             "sources": [source.identity() for source in self.sources],
             "licenses": self.status.licenses,
+            "modelCommit": self.model.commit,
         }
 
 

@@ -14,7 +14,7 @@ from tunewright_trainer.prepare import licences
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.convert import Converter
 from tunewright_trainer.prepare.rows import BadFile, Numbered, Problem, is_readable, read_rows
-from tunewright_trainer.storage import ObjectInfo, Place, open_source
+from tunewright_trainer.storage import LocalStore, ObjectInfo, Place, open_source
 
 MAX_ERRORS_TOLD: Final = 100
 # Held-out rows first: of two equal rows the one that was read first stays, so nothing is trained on that is tested with.
@@ -58,7 +58,8 @@ class OpenSource:
     def identity(self) -> dict[str, Any]:
         """What changes when the source's data or its reading changes."""
         files = [[self.name(info), info.size, self.place.store.fingerprint(info)] for info in self.files]
-        return {"files": files, "foundLicense": self.license, **self.spec.model_dump(mode="json", by_alias=True)}
+        commit = {"commit": self.place.store.commit} if self.place.store.commit else {}
+        return {"files": files, **commit, "foundLicense": self.license, **self.spec.model_dump(mode="json", by_alias=True)}
 
     def _tell(self, name: str, line: int, problem: Problem) -> None:
         self.invalid += 1
@@ -90,13 +91,22 @@ class OpenSource:
 
 @contextmanager
 def _on_this_machine(place: Place, info: ObjectInfo, scratch: Path) -> Iterator[Path]:
-    """The path of an object's content, which is downloaded and removed again where it does not lie here."""
-    if place.local is not None:
-        yield place.local.parent / info.key
+    """The path of an object's content, which is downloaded and removed again where it does not lie here.
+
+    Raises `Changed` where it is another one than was listed; of a file that lies here this is known only when it has been read.
+    """
+    store = place.store
+    if isinstance(store, LocalStore):
+        try:
+            yield store.path(info.key)
+        except (Refusal, OSError):
+            store.check(info.key, info.etag)  # a file that is being written is often broken too
+            raise
+        store.check(info.key, info.etag)
         return
     copy = scratch / hashlib.sha256(info.key.encode()).hexdigest()[:16]
     try:
-        place.store.download(info.key, copy)
+        store.download(info.key, copy, etag=info.etag)
         yield copy
     finally:
         copy.unlink(missing_ok=True)
@@ -119,7 +129,7 @@ def _open(config: PodConfig, index: int) -> OpenSource:
     single = len(found) == 1 and found[0].key == place.key.rstrip("/")
     files = [info for info in found if single or is_readable(info.key)]
     param = f"spec.dataset.sources[{index}]"
-    card = next((info for info in found if not single and info.key == f"{place.key.rstrip('/')}/{licences.CARD}"), None)
+    card = None if single else place.find(licences.CARD)
     license = spec.license or licences.of_card(place, card)
     licences.check(license, config.spec.dataset.forbidden_licenses, uri=place.uri, param=f"{param}.license")
     source = OpenSource(index, spec, place, files, [], license, Converter(spec, param=f"{param}.template"))

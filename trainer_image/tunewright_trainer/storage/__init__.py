@@ -1,4 +1,4 @@
-"""Object storage: one small protocol, over S3 and over a local folder.
+"""Object storage: one small protocol, over S3, a local folder, and (to read from) the Hugging Face hub.
 
     store = open_store(config.storage, STORAGE_CREDENTIALS)
     digest = publish_folder(store, local_folder, key, manifest={...})
@@ -9,11 +9,12 @@ Every call waits out an outage (`patience`) and ends with one `Refusal` that nam
 
 from tunewright_trainer.storage.folders import Damaged, fetch_files, fetch_folder, publish_folder, read_manifest
 from tunewright_trainer.storage.local import LocalStore
-from tunewright_trainer.storage.places import Place, open_model, open_source, open_store
+from tunewright_trainer.storage.places import Place, open_hub, open_model, open_source, open_store
 from tunewright_trainer.storage.s3 import S3Store
-from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing, Store
+from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing, Store
 
 __all__ = [
+    "Changed",
     "Damaged",
     "LocalStore",
     "ObjectInfo",
@@ -23,6 +24,7 @@ __all__ = [
     "Store",
     "fetch_files",
     "fetch_folder",
+    "open_hub",
     "open_model",
     "open_source",
     "open_store",

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Final
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing
+from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing
 
 _PART: Final = ".part-"  # files being written; never listed
 
 
 class LocalStore:
     """Files under `root`. `missing` and `param` are the code and the field that a missing file is reported with."""
+
+    commit = ""
 
     def __init__(self, root: Path, *, missing: FailureCode = FailureCode.STORAGE_NOT_FOUND, param: str = "") -> None:
         self.root = root.absolute()
@@ -41,12 +43,19 @@ class LocalStore:
     def upload(self, local_path: Path, key: str) -> None:
         self._write(key, lambda part: shutil.copyfile(local_path, part))
 
-    def download(self, key: str, local_path: Path) -> None:
+    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
         local_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(self.path(key), local_path)
         except OSError as error:
             raise self._refusal(key, error) from error
+        if etag:
+            self.check(key, etag)
+
+    def check(self, key: str, etag: str) -> None:
+        """Raise `Changed` where a file is not, or no longer, the one that was listed with this etag."""
+        if self._info(key, self.path(key)).etag != etag:
+            raise Changed(self.uri(key), param=self.param)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         top = self.path(prefix.rpartition("/")[0])

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as boto_errors
 from botocore.config import Config
+from s3transfer.exceptions import S3DownloadFailedError
+from s3transfer.subscribers import BaseSubscriber
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.storage import uri as s3_uri
 from tunewright_trainer.storage.patience import Unavailable, patiently
-from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing
+from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing
 
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 60
@@ -49,6 +51,8 @@ T = TypeVar("T")
 class S3Store:
     """Objects of `bucket` under `prefix`. `missing` and `param` are the code and the field that a missing object is reported with."""
 
+    commit = ""
+
     def __init__(
         self,
         bucket: str,
@@ -83,12 +87,18 @@ class S3Store:
 
         self._call(key, send)
 
-    def download(self, key: str, local_path: Path) -> None:
+    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
         local_path.parent.mkdir(parents=True, exist_ok=True)
 
         def receive() -> None:
-            with local_path.open("wb") as file:
-                self._client.download_fileobj(self.bucket, self._full(key), file, Config=_TRANSFER)
+            # Not the client's download_fileobj, which is this without subscribers.
+            with local_path.open("wb") as file, create_transfer_manager(self._client, _TRANSFER) as manager:
+                try:
+                    manager.download(self.bucket, self._full(key), file, subscribers=[_Listed(etag)] if etag else []).result()
+                except S3DownloadFailedError as error:
+                    if etag:
+                        raise Changed(self.uri(key), param=self.param) from error
+                    raise Unavailable("it changed while it was read") from error
 
         self._call(key, receive)
 
@@ -179,6 +189,17 @@ class S3Store:
             if why.response.get("Error", {}).get("Code") == "404":
                 raise ObjectMissing(self.missing, f"{self.uri(key)} does not exist", param=self.param) from error
             self._translate(key, why)
+
+
+class _Listed(BaseSubscriber):
+    """Makes every request of a download ask for the object that was listed (If-Match)."""
+
+    def __init__(self, etag: str) -> None:
+        self._etag = etag
+
+    def on_queued(self, future: Any, **more: Any) -> None:
+        """Called before the first request."""
+        future.meta.provide_object_etag(f'"{self._etag}"')
 
 
 _TRANSFER: Final = TransferConfig(multipart_threshold=32 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from tunewright_crds.errors import Refusal
+from tunewright_crds.errors import FailureCode, Refusal
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,28 @@ class ObjectMissing(Refusal):
     """An object, or the bucket that should hold it, is not there."""
 
 
+class Changed(Refusal):
+    """An object that is another one than was listed."""
+
+    def __init__(self, uri: str, *, param: str = "") -> None:
+        super().__init__(FailureCode.DATA_INVALID, f"{uri} changed while it was read; apply the job again when it is whole", param=param)
+        self.uri = uri
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), self.uri, param=self.param), ()
+
+
 class Store(Protocol):
     """Objects under one root. Keys are relative, with `/` between their parts.
 
     Every method may raise `Refusal`: `AccessDenied` at once, `StorageUnavailable` after waiting out an outage, and, as `ObjectMissing`,
-    whatever code the store was opened with for things that are not there.
+    the code `missing` for things that are not there. `param` is the field that is reported. `commit` is the version of everything in it; empty where
+    objects may change.
     """
+
+    missing: FailureCode
+    param: str
+    commit: str
 
     def uri(self, key: str) -> str:
         """The address of a key, as people write it."""
@@ -40,8 +57,11 @@ class Store(Protocol):
     def upload(self, local_path: Path, key: str) -> None:
         """Write a local file as an object, as atomically as `put_bytes`."""
 
-    def download(self, key: str, local_path: Path) -> None:
-        """Write an object into a local file, whose folder is made; `ObjectMissing` where there is none."""
+    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
+        """Write an object into a local file, whose folder is made; `ObjectMissing` where there is none.
+
+        With the `etag` of a listing, `Changed` where the object is no longer the one that was listed.
+        """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object whose key starts with the characters of `prefix`, in order of the keys."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import dataset_key
-from tunewright_trainer.storage import Store, fetch_folder
+from tunewright_trainer.storage import Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base
 
 
@@ -22,7 +22,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
     with ThreadPoolExecutor(2) as pool:
         # Both arrive while the libraries are being imported, which takes seconds.
         data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
-        model = pool.submit(fetch_base, config, work / "model")
+        model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
         from tunewright_trainer.train.recipe import train
     return train(
         config,
@@ -34,6 +34,14 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         work=work,
         store=store,
     )
+
+
+def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:
+    """A branch of the hub may have moved on since the data was prepared: what is trained is the commit that was looked at then."""
+    manifest = None
+    if config.spec.model.uri.startswith("hf://"):
+        manifest = read_manifest(store, dataset_key(config.job.namespace, digest))
+    return fetch_base(config, folder, commit=manifest.get("modelCommit", "") if manifest else "")
 
 
 def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:

@@ -10,9 +10,12 @@ from tunewright_trainer.storage import Place, fetch_files, open_model
 _WANTED: Final = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
-def fetch_base(config: PodConfig, folder: Path) -> Path:
-    """The folder with the job's base model: its own where it lies on this machine, else ``folder`` with its files downloaded."""
-    return fetch_model(open_model(config), folder)
+def fetch_base(config: PodConfig, folder: Path, *, commit: str = "") -> Path:
+    """The folder with the job's base model: its own where it lies on this machine, else ``folder`` with its files downloaded.
+
+    ``commit``: that of the hub which the data was prepared for.
+    """
+    return fetch_model(open_model(config, commit=commit), folder)
 
 
 def fetch_model(place: Place, folder: Path) -> Path:

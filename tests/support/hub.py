@@ -1,0 +1,192 @@
+"""A stand-in for the Hugging Face hub: what huggingface_hub asks for, over HTTP on a free port.
+
+with Hub() as hub:
+    commit = hub.commit("dataset", "org/name", {"rows.jsonl": b"..."})   # `main` is this commit from now on
+    ... HF_ENDPOINT = hub.endpoint
+
+Listings have pages of `PAGE` files, as the hub's have of 1,000; files of `LARGE` bytes and more are told by their SHA-256, as the hub's large ones are.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+PAGE: Final = 2
+LARGE: Final = 10_000
+PREFIXES: Final = {"model": "", "dataset": "datasets/"}
+
+Files = Mapping[str, bytes]
+
+
+@dataclass
+class Repo:
+    """One repository."""
+
+    commits: dict[str, Files] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    token: str = ""
+    """What it is read with; empty: public."""
+    gated: bool = False
+    """Whether its files, not its listing, need a token."""
+
+
+class Hub:
+    """The server. `broken` makes it answer 503; `tampered` maps paths to what is sent instead of their content."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.broken = False
+        self.tampered: dict[str, bytes] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = False
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def commit(self, kind: str, name: str, files: Files, *, ref: str = "main") -> str:
+        """A new commit with these files, which a branch or tag names from now on."""
+        repo = self.repo(kind, name)
+        commit = hashlib.sha1(json.dumps([name, len(repo.commits)]).encode()).hexdigest()
+        repo.commits[commit] = dict(files)
+        repo.refs[ref] = commit
+        return commit
+
+    def repo(self, kind: str, name: str) -> Repo:
+        """A repository, made when it is first asked for."""
+        return self.repos.setdefault(f"{PREFIXES[kind]}{name}", Repo())
+
+    def __enter__(self) -> "Hub":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Answer(Exception):
+    """Ends a request."""
+
+    def __init__(self, status: HTTPStatus, body: bytes = b"", **headers: str) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def _error(status: HTTPStatus, code: str) -> _Answer:
+    return _Answer(status, json.dumps({"error": code}).encode(), X_Error_Code=code)
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        # One request a connection: no thread waits for another one when the server stops.
+        protocol_version = "HTTP/1.0"
+
+        def do_GET(self) -> None:
+            answer = _answer(hub, self.path, self.headers.get("Authorization", ""))
+            self.send_response(answer.status)
+            for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(answer.body)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+def _answer(hub: Hub, target: str, authorization: str) -> _Answer:
+    if hub.broken:
+        return _Answer(HTTPStatus.SERVICE_UNAVAILABLE)
+    url = urlsplit(target)
+    try:
+        parts = url.path.lstrip("/").split("/")
+        if parts[0] == "api":
+            kind = {"models": "model", "datasets": "dataset"}[parts[1]]
+            return _api(hub, kind, parts[2:], parse_qs(url.query), authorization)
+        return _file(hub, parts, authorization)
+    except _Answer as answer:
+        return answer
+
+
+def _find(hub: Hub, key: str, authorization: str) -> Repo:
+    repo = hub.repos.get(key)
+    if repo is None:
+        raise _error(HTTPStatus.NOT_FOUND, "RepoNotFound")
+    if repo.token and not repo.gated and authorization != f"Bearer {repo.token}":
+        raise _error(HTTPStatus.UNAUTHORIZED, "RepoNotFound")
+    return repo
+
+
+def _commit(repo: Repo, revision: str) -> str:
+    name = unquote(revision)
+    commit = repo.refs.get(name, name)
+    if commit not in repo.commits:
+        raise _error(HTTPStatus.NOT_FOUND, "RevisionNotFound")
+    return commit
+
+
+def _api(hub: Hub, kind: str, parts: list[str], query: dict[str, list[str]], authorization: str) -> _Answer:
+    """`org/name/revision/REV`, `org/name/tree/REV[/PATH]`"""
+    name, what, revision = "/".join(parts[:2]), parts[2], parts[3]
+    repo = _find(hub, f"{PREFIXES[kind]}{name}", authorization)
+    commit = _commit(repo, revision)
+    if what == "revision":
+        return _Answer(HTTPStatus.OK, json.dumps({"id": name, "sha": commit, "private": bool(repo.token)}).encode())
+    folder = unquote("/".join(parts[4:]))
+    found = [
+        entry
+        for path, data in sorted(repo.commits[commit].items())
+        if path.startswith(f"{folder}/" if folder else "")
+        for entry in [_entry(path, data)]
+    ]
+    if folder and not found:
+        return _error(HTTPStatus.NOT_FOUND, "EntryNotFound")
+    start = int(query.get("cursor", ["0"])[0])
+    more = {}
+    if start + PAGE < len(found):
+        here = f"{hub.endpoint}/api/{kind}s/{'/'.join(parts)}"
+        more = {"Link": f'<{here}?recursive=true&cursor={start + PAGE}>; rel="next"'}
+    return _Answer(HTTPStatus.OK, json.dumps(found[start : start + PAGE]).encode(), **more)
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
+    if len(data) >= LARGE:
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return entry
+
+
+def _blob(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _file(hub: Hub, parts: list[str], authorization: str) -> _Answer:
+    """`[datasets/]org/name/resolve/REV/PATH`"""
+    at = parts.index("resolve")
+    repo = _find(hub, "/".join(parts[:at]), authorization)
+    if repo.gated and authorization != f"Bearer {repo.token}":
+        raise _error(HTTPStatus.FORBIDDEN if authorization else HTTPStatus.UNAUTHORIZED, "GatedRepo")
+    commit = _commit(repo, parts[at + 1])
+    path = unquote("/".join(parts[at + 2 :]))
+    data = repo.commits[commit].get(path)
+    if data is None:
+        raise _error(HTTPStatus.NOT_FOUND, "EntryNotFound")
+    etag = hashlib.sha256(data).hexdigest() if len(data) >= LARGE else _blob(data)
+    return _Answer(HTTPStatus.OK, hub.tampered.get(path, data), ETag=f'"{etag}"', X_Repo_Commit=commit)
