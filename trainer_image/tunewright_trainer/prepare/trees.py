@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tunewright_trainer.prepare.chat import ROLES
-from tunewright_trainer.prepare.conversation import Conversation, Message, RowError
+from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError
 from tunewright_trainer.prepare.fields import Fields, within
 from tunewright_trainer.prepare.rows import Row
 
@@ -21,7 +21,7 @@ class Node:
     replies: list["Node"] = field(default_factory=list)
 
 
-def whole_tree(fields: Fields) -> Iterator[Conversation]:
+def whole_tree(fields: Fields) -> Iterator[Conversation | Drop]:
     """A row that holds a tree: {message_tree_id, prompt: {role, text, replies: [...]}}."""
     root = within(fields.get("prompt"), fields.name("prompt"))
     yield from threads(_node(root, left=[MOST_MESSAGES]), fields.optional("message_tree_id", "message_id"))
@@ -45,9 +45,10 @@ def _bare(entry: Fields) -> Node:
     return Node({"role": role, "content": entry.text("text")}, float(rank) if isinstance(rank, int | float) else 0.0)
 
 
-def flat_tree(messages: Iterable[Row]) -> Iterator[Conversation]:
+def flat_tree(messages: Iterable[Row]) -> Iterator[Conversation | Drop]:
     """Messages of one tree: {message_id, parent_id, message_tree_id, role, text}, in any order."""
     rows = [Fields(row, {}) for row in messages]
+    known = {row.text("message_id") for row in rows}
     nodes = {row.text("message_id"): _bare(row) for row in rows if row.find("deleted") is not True}
     roots = []
     for row in rows:
@@ -58,13 +59,15 @@ def flat_tree(messages: Iterable[Row]) -> Iterator[Conversation]:
             roots.append(node)
         elif row.text("parent_id") in nodes:
             nodes[row.text("parent_id")].replies.append(node)
-        elif not any(other.text("message_id") == row.text("parent_id") for other in rows):
+        elif row.text("parent_id") not in known:
             raise RowError("parent_id", "is of no message in the rows around it; sort the file by message_tree_id")
+    if not roots and nodes:
+        raise RowError("parent_id", "is set in every message of the tree, so that none is the first")
     for root in roots:
         yield from threads(root, rows[0].optional("message_tree_id"))
 
 
-def threads(root: Node, tree: str) -> Iterator[Conversation]:
+def threads(root: Node, tree: str) -> Iterator[Conversation | Drop]:
     """Every way to an answer that nobody asked on from, the best ranked first. An answer on several ways is learned on the first of them."""
     learned: set[int] = set()
     for path in _paths(root, []):
@@ -76,6 +79,8 @@ def threads(root: Node, tree: str) -> Iterator[Conversation]:
         if len(known) < len(answers):
             learned.update(id(path[at]) for at in answers)
             yield Conversation(tuple(node.message for node in path), read_only=known, group=tree)
+    if not learned:
+        yield Drop("a tree without answers")
 
 
 def _paths(node: Node, before: list[Node]) -> Iterator[list[Node]]:

@@ -102,6 +102,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"message_id": "a", "parent_id": "gone", "message_tree_id": "t", "role": "assistant", "text": "x"},
         "parent_id: is of no message in the rows around it; sort the file by message_tree_id",
     ),
+    "a message that answers itself": (
+        {"message_id": "a", "parent_id": "a", "message_tree_id": "t", "role": "assistant", "text": "x"},
+        "parent_id: is set in every message of the tree, so that none is the first",
+    ),
 }
 
 
@@ -116,6 +120,12 @@ def test_the_chosen_answers_of_preferences_can_be_learned(tmp_path: Path) -> Non
     file = write_lines(tmp_path / "data.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     prepare_here(a_data_job({"uri": str(file), "columns": {"completion": "chosen"}}), tmp_path)
     assert [lines(told) for told in examples(tmp_path)] == [["user: a", "assistant! b"]]
+
+
+def test_a_tree_that_nobody_answered_is_dropped_and_told(tmp_path: Path) -> None:
+    trees = [{"message_tree_id": "t", "prompt": {"role": "prompter", "text": "Hi?", "replies": []}}, {"prompt": "a", "completion": "b"}]
+    prepare_here(a_data_job(write_lines(tmp_path / "data.jsonl", trees)), tmp_path)
+    assert report(tmp_path)["droppedAt"] == {"a tree without answers": ["data.jsonl:1"]}
 
 
 def test_a_tokenizer_that_could_never_end_an_answer_is_refused(tmp_path: Path) -> None:
