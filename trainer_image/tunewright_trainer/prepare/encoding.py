@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -57,6 +58,8 @@ def encoded(
         while waiting:
             done, result = waiting.popleft()
             yield done, result.result()
+    except BrokenProcessPool as error:
+        raise MemoryError("one of the processes that prepare was killed, most likely for its memory") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,6 +1,7 @@
 """What the owner of a data set is promised: stable splits, an address that changes when it should, drops that are counted."""
 
 import json
+import os
 import random
 import shutil
 import threading
@@ -264,3 +265,19 @@ def test_many_rows_are_encoded_by_several_processes_to_the_same_bytes(tmp_path: 
         found.append([path.read_bytes() for path in sorted((work / "out").rglob("*.arrow"))])
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+class _Deadly:
+    """An encoder that dies with its process, as the kernel has it when memory runs out."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (137,)
+
+
+def test_a_process_that_is_killed_is_told_as_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "BATCH", 50)
+    monkeypatch.setattr(encoding, "ALONE", 2)
+    monkeypatch.setattr(encoding.Recipe, "__getnewargs__", lambda _: (_Deadly(),), raising=False)
+    file = write_lines(tmp_path / "data.jsonl", alpaca_rows(1000))
+    with pytest.raises(MemoryError, match="was killed"):
+        prepare_here(a_data_job(file, resources={"cpu": "2"}), tmp_path)
