@@ -10,14 +10,14 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.support.stack import IMPATIENT, Stack, installed_stack
 from tests.support.tenant import Tenant
 
-WHOLE_CLUSTER = ("cluster", "e2e")
-ORDER = ("unit", "security", "integration", "faults", *WHOLE_CLUSTER)
+WHOLE_CLUSTER = "e2e"
+ORDER = ("unit", "security", "integration", "faults", "cluster", WHOLE_CLUSTER)
 TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Quick kinds first, so that a plain mistake is told within seconds; but of two processes, one begins with the cluster, which mostly waits."""
-    order = (*WHOLE_CLUSTER, *ORDER) if hasattr(config, "workerinput") else ORDER
+    order = (WHOLE_CLUSTER, *ORDER) if hasattr(config, "workerinput") else ORDER
     items.sort(key=lambda item: order.index(item.path.relative_to(TESTS).parts[0]))
 
 
@@ -26,7 +26,7 @@ class Scheduling(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "the whole cluster" if Path(file).parts[1] in WHOLE_CLUSTER else file
+        return WHOLE_CLUSTER if Path(file).parts[1] == WHOLE_CLUSTER else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:

@@ -29,12 +29,13 @@ RESTRICTED = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 AUDIENCE = "somebody-else"
+NAME = "self-test"  # a cluster of their own: the last of these tests kills it
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Facts:
-    fixtures.running("test")
-    return fixtures.with_images("test", "dev")
+    fixtures.running(NAME)
+    return fixtures.with_images(NAME, "dev")
 
 
 @pytest.fixture
@@ -161,9 +162,9 @@ def test_gpus_are_scheduled_until_there_are_no_more(cluster: Facts, kubectl: Kub
 
 
 def test_up_leaves_a_healthy_cluster_alone(cluster: Facts) -> None:
-    at = places("test")
+    at = places(NAME)
     before = {name: services.own_pid(name, at) for name in services.known(at)}
-    assert "start" not in fixtures.command("up", "--name", "test")
+    assert "start" not in fixtures.command("up", "--name", NAME)
     assert {name: services.own_pid(name, at) for name in services.known(at)} == before
     assert None not in before.values()
 
@@ -180,12 +181,12 @@ def test_object_storage_can_fail_and_come_back_with_its_data(cluster: Facts) -> 
     bucket = f"cluster-{uuid.uuid4().hex[:8]}"
     s3.create_bucket(Bucket=bucket)
     s3.put_object(Bucket=bucket, Key="kept", Body=b"content")
-    fixtures.command("stop", "s3", "--name", "test")
+    fixtures.command("stop", "s3", "--name", NAME)
     try:
         with pytest.raises(EndpointConnectionError):
             s3.get_object(Bucket=bucket, Key="kept")
     finally:
-        fixtures.command("start", "s3", "--name", "test")
+        fixtures.command("start", "s3", "--name", NAME)
     assert s3.get_object(Bucket=bucket, Key="kept")["Body"].read() == b"content"
     s3.delete_object(Bucket=bucket, Key="kept")
     s3.delete_bucket(Bucket=bucket)
@@ -193,21 +194,21 @@ def test_object_storage_can_fail_and_come_back_with_its_data(cluster: Facts) -> 
 
 
 def test_after_a_crash_up_repairs_and_down_leaves_nothing() -> None:
-    at = places("self-test")
+    at = places(NAME)
     try:
-        cluster = fixtures.running("self-test")
+        cluster = fixtures.running(NAME)
         admin = Kubectl(cluster.kubeconfig, "default")
         kept = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "kept"}}
         admin.create({**kept, "spec": {"containers": [{"name": "main", "image": node.PAUSE_IMAGE}]}})
         admin.wait("pod", "kept", is_ready)
         kill(services.own_pid("apiserver", at), services.own_pid("etcd", at))
-        repaired = fixtures.running("self-test")
+        repaired = fixtures.running(NAME)
         assert repaired == cluster
         assert is_ready(admin.get("pod", "kept"))
         assert cleanup.contained(at), "the pod's processes are in the cluster's cgroup"
         kill(*(services.own_pid(name, at) for name in services.known(at)))
     finally:
-        fixtures.command("down", "--name", "self-test")
+        fixtures.command("down", "--name", NAME)
     assert remains(at) == []
     assert not at.run.exists()
     assert not at.kubelet.exists()
