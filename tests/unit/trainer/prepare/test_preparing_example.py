@@ -1,0 +1,22 @@
+"""examples/mixture does what its comments say, as its first lines have it run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_the_mixture_is_prepared_as_its_manifest_says(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tunewright_trainer", "prepare", "examples/mixture/job.yaml", "--output", str(tmp_path)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode == 0, told.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(source["rows"], source["invalid"]) for source in report["sources"]] == [(48, 0), (1, 0), (8, 0)]
+    assert report["droppedAt"] == {"an answer that declines": ["chats.jsonl:7"], "nearly the same as an earlier row": ["chats.jsonl:8"]}
+    data = report["dataset"]
+    assert data["trainExamples"] + data["validationExamples"] + data["testExamples"] == 48 + 8 + 6
+    assert min(data["validationExamples"], data["testExamples"]) >= 6
+    assert data["licenses"] == ["cc0-1.0"]
+    assert "What is learned" in (tmp_path / "report.html").read_text()
