@@ -211,7 +211,7 @@ class _Preparation:
         self.keys.add(keys[found.kept])
         if found.signatures is not None:
             self.signatures.add(found.signatures)
-        self.findings.take(found, self.tokenizer, held_out=keys["split"][0] != SPLITS.index(Split.TRAIN))
+        self.findings.take(found, self.tokenizer, self.sources[reads[0].source])
 
     def _place(self, read: Read) -> str:
         source = self.sources[read.source]

@@ -1,6 +1,7 @@
 """The data report: what was read, what was left out and why, and what the model will see of the rest."""
 
 import itertools
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,15 +33,22 @@ class Findings:
         self.splits: dict[str, Written] = {}
         self.truncated = 0
         self._samples: list[list[dict[str, Any]]] = []
+        self._sampled: Counter[int] = Counter()
+        self._tokens = self._unknown = 0
+        self._each = max(1, SAMPLES // sum(source.spec.split is Split.TRAIN for source in sources))
         self._bar = max(1, -(-longest // _BARS))
         self._lengths = np.zeros(-(-longest // self._bar), dtype=np.int64)
 
-    def take(self, found: Encoded, tokenizer: Any, *, held_out: bool) -> None:
+    def take(self, found: Encoded, tokenizer: Any, source: OpenSource) -> None:
         """Note a batch of examples."""
+        self._tokens += len(found.ids)
+        if tokenizer.unk_token_id is not None:
+            self._unknown += int((found.ids == tokenizer.unk_token_id).sum())
         self.truncated += found.truncated
         self._lengths += np.bincount((found.lengths - 1) // self._bar, minlength=len(self._lengths))
-        if not held_out:
-            wanted = min(SAMPLES - len(self._samples), len(found.lengths))
+        if source.spec.split is Split.TRAIN:
+            wanted = min(self._each - self._sampled[source.index], SAMPLES - len(self._samples), len(found.lengths))
+            self._sampled[source.index] += wanted
             self._samples += [_sample(*found.example(number), tokenizer) for number in range(wanted)]
 
     def told_splits(self) -> dict[str, dict[str, int]]:
@@ -70,6 +78,7 @@ class Findings:
             "longestAllowed": self.longest,
             "splits": self.told_splits(),
             "packedShare": round(train.tokens / (train.rows * self.options.max_length), 4) if train.rows and self.options.packing else None,
+            "unknownShare": round(self._unknown / self._tokens, 4) if self._tokens else None,
             "learnedShare": round(train.trainable_tokens / train.tokens, 4) if train.tokens else None,
             "examplesByTokens": [
                 {"from": at * self._bar + 1, "to": min((at + 1) * self._bar, self.longest), "examples": int(count)}
@@ -108,6 +117,13 @@ def warnings(facts: dict[str, Any]) -> list[Advice]:
             Advice(
                 f"Only {facts['learnedShare']:.1%} of the tokens are learned.",
                 "Most of the time is spent on prompts; look at the examples below.",
+            )
+        )
+    if facts["unknownShare"] > FEW:
+        found.append(
+            Advice(
+                f"{facts['unknownShare']:.0%} of the tokens are unknown to the model's tokenizer.",
+                "It cannot tell such words apart: take a model that knows the language.",
             )
         )
     if (twice := facts["dropped"].get("duplicate", 0)) > MANY * examples:

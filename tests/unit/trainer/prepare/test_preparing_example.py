@@ -18,5 +18,7 @@ def test_the_mixture_is_prepared_as_its_manifest_says(tmp_path: Path) -> None:
     data = report["dataset"]
     assert data["trainExamples"] + data["validationExamples"] + data["testExamples"] == 48 + 8 + 6
     assert min(data["validationExamples"], data["testExamples"]) >= 6
+    assert len(report["samples"]) == 3, "one of each source"
+    assert any("unknown to the model's tokenizer" in warning["what"] for warning in report["warnings"]), "it knows no word of these reviews"
     assert data["licenses"] == ["cc0-1.0"]
     assert "What is learned" in (tmp_path / "report.html").read_text()
