@@ -1,6 +1,6 @@
 """A few numbers about each example, on local disk: what is chosen of them is decided with memory that does not grow with their number."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from tunewright_crds.job import Dataset, Split
 from tunewright_trainer.prepare.near import clusters
+from tunewright_trainer.prepare.records import RecordFile, Records
 
 SPLITS: Final = (Split.TRAIN, Split.VALIDATION, Split.TEST)
 DROPPED: Final = len(SPLITS)
@@ -23,7 +24,7 @@ KEY: Final = np.dtype(
         ("split", "u1"),
     ]
 )
-Keys = np.ndarray[Any, np.dtype[Any]]
+Keys = Records
 Longs = np.ndarray[Any, np.dtype[np.int64]]
 Fates = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -31,35 +32,21 @@ CHUNK: Final = 250_000  # keys in memory at once
 _BUCKET: Final = 1_000_000
 
 
-class KeyFile:
-    """Keys in the order of their examples. Written once, then read any number of times."""
+class KeyFile(RecordFile):
+    """A key for each example."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("wb")
-        self.count = 0
-
-    def add(self, keys: Keys) -> None:
-        self._file.write(keys.tobytes())
-        self.count += len(keys)
-
-    def close(self) -> None:
-        self._file.close()
+        super().__init__(path, KEY, chunk=CHUNK)
 
     def join(self, pairs: Longs) -> None:
         """Make one group of the groups of each pair of examples."""
-        whole = np.memmap(self._path, KEY, mode="r+", shape=(self.count,))
+        whole = np.memmap(self.path, KEY, mode="r+", shape=(self.count,))
         groups = np.array(whole["group"])
         order = np.argsort(groups, kind="stable")
         same = np.flatnonzero(groups[order[1:]] == groups[order[:-1]])
         first = clusters(np.concatenate([pairs, np.stack([order[same], order[same + 1]], axis=1)]), self.count)
         whole["group"] = groups[first]
         whole.flush()
-
-    def chunks(self) -> Iterator[tuple[int, Keys]]:
-        """Pieces with the number of their first example."""
-        for start in range(0, self.count, CHUNK):
-            yield start, np.fromfile(self._path, KEY, count=CHUNK, offset=start * KEY.itemsize)
 
 
 def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *, near: Longs | None = None) -> Fates:

@@ -6,11 +6,13 @@ disk here, since its index would hold every example in memory.
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+
+from tunewright_trainer.prepare.records import RecordFile
 
 PERMUTATIONS: Final = 128  # the estimated nearness of two texts is off by some 4 % (standard deviation)
 SHINGLE: Final = 3
@@ -35,25 +37,11 @@ def _shingles(text: str) -> list[bytes]:
     return [" ".join(words[at : at + SHINGLE]).encode() for at in range(max(1, len(words) - SHINGLE + 1))]
 
 
-class SignatureFile:
-    """Signatures in the order of their examples. Written once, then read any number of times."""
+class SignatureFile(RecordFile):
+    """A signature for each example."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("wb")
-        self.count = 0
-
-    def add(self, some: Signatures) -> None:
-        self._file.write(some.tobytes())
-        self.count += len(some)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _chunks(self) -> Iterator[tuple[int, Signatures]]:
-        for start in range(0, self.count, _CHUNK):
-            flat = np.fromfile(self._path, np.uint32, count=_CHUNK * PERMUTATIONS, offset=start * PERMUTATIONS * 4)
-            yield start, flat.reshape(-1, PERMUTATIONS)
+        super().__init__(path, np.dtype((np.uint32, (PERMUTATIONS,))), chunk=_CHUNK)
 
     def pairs(self, threshold: float) -> Longs:
         """[pairs, 2]: numbers of examples, the smaller first, that are at least so near to one another. Of many that are all alike not every pair is told,
@@ -63,7 +51,7 @@ class SignatureFile:
         lsh = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)  # for its choice of bands
         found = [np.empty((0, 2), np.int64)]
         for band in range(lsh.b):
-            alike = _alike(np.concatenate([_band(some, band, lsh.r) for _, some in self._chunks()]))
+            alike = _alike(np.concatenate([_band(some, band, lsh.r) for _, some in self.chunks()]))
             if len(alike):
                 found.append(alike)
         candidates = np.unique(np.concatenate(found), axis=0)
@@ -73,7 +61,7 @@ class SignatureFile:
         """[pairs]: share of equal places."""
         if not len(pairs):
             return np.empty(0)
-        whole = np.memmap(self._path, np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
+        whole = np.memmap(self.path, np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
         parts = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
         return np.concatenate([(whole[part[:, 0]] == whole[part[:, 1]]).mean(axis=1) for part in parts])
 
