@@ -120,13 +120,7 @@ class HubStore:
         )
 
     def _call(self, key: str, operation: Callable[[], T]) -> T:
-        def attempt() -> T:
-            try:
-                return operation()
-            except Exception as error:
-                self._translate(key, error)
-
-        return patiently(attempt, what=self.uri(key))
+        return patiently(operation, what=self.uri(key), translate=lambda error: self._translate(key, error))
 
     def _translate(self, key: str, error: Exception) -> NoReturn:
         """Raise what an error of the library means."""

@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_trainer.process import stop_requested
@@ -28,8 +28,8 @@ def patience_seconds() -> float:
     return float(os.environ.get("TUNEWRIGHT_STORAGE_PATIENCE_SECONDS") or PATIENCE_SECONDS)
 
 
-def patiently(operation: Callable[[], T], *, what: str) -> T:
-    """The result of `operation`, tried again with growing, jittered waits while it raises `Unavailable`.
+def patiently(operation: Callable[[], T], *, what: str, translate: Callable[[Exception], NoReturn]) -> T:
+    """The result of `operation`, tried again with growing, jittered waits while `translate`, which raises what an error of it means, raises `Unavailable`.
 
     Gives up with `Refusal(StorageUnavailable)` after `patience_seconds`, or a minute after the process was asked to stop.
     """
@@ -39,7 +39,10 @@ def patiently(operation: Callable[[], T], *, what: str) -> T:
     wait = FIRST_WAIT_SECONDS
     while True:
         try:
-            return operation()
+            try:
+                return operation()
+            except Exception as error:
+                translate(error)
         except Unavailable as error:
             now = time.monotonic()
             if stop_requested.is_set() and not stopping:
