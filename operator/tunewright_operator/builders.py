@@ -7,7 +7,8 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds import names
-from tunewright_crds.job import DatasetStatus, JobSpec
+from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
 from tunewright_crds.tuned_model import Artifact, Base, Kind, ModelSource, Serving, TunedModelSpec

@@ -11,8 +11,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from tunewright_crds import names
+from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureClass, FailureCode
-from tunewright_crds.job import DatasetStatus, ModelStatus, read_spec
+from tunewright_crds.job import ModelStatus, read_spec
 from tunewright_crds.names import Condition, Phase, Reason
 from tunewright_crds.tuned_model import Serving
 from tunewright_operator import builders

@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from tunewright_crds import names
+from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
-from tunewright_crds.job import CheckpointStatus, DatasetStatus, JobStatus
+from tunewright_crds.job import CheckpointStatus, JobStatus
 from tunewright_crds.pod import Failed, Outcome, Published
 from tunewright_operator.controller import dump, status_changes
 from tunewright_operator.observed import Batch, Job, Observed, Pod, Served, read_status

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from tunewright_crds.job import DataFormat, Source, Targets
+from tunewright_crds.dataset import DataFormat, Source, Targets
 from tunewright_trainer.prepare import trees
 from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError
 from tunewright_trainer.prepare.fields import Fields

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from tunewright_crds.dataset import Overlong, TrainOn
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import Overlong, TrainOn
 from tunewright_trainer.prepare.boundaries import Boundaries
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.near import Signatures, signatures

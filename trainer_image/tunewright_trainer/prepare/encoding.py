@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from tunewright_crds.job import Overlong, TrainOn
+from tunewright_crds.dataset import Overlong, TrainOn
 from tunewright_trainer.prepare.conversation import Conversation
 from tunewright_trainer.prepare.encode import Encoded, Encoder
 from tunewright_trainer.prepare.template import load_tokenizer

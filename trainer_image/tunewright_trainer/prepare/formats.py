@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tunewright_crds.job import DataFormat
+from tunewright_crds.dataset import DataFormat
 from tunewright_trainer.prepare import chat, trees
 from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, assistant, exchange, paragraphs, system, user
 from tunewright_trainer.prepare.fields import Fields

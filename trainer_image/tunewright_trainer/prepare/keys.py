@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tunewright_crds.job import Dataset, Split
+from tunewright_crds.dataset import Dataset, Split
 from tunewright_trainer.prepare.near import clusters
 from tunewright_trainer.prepare.records import RecordFile, Records
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from tunewright_crds.dataset import Dataset, DatasetStatus, Overlong, Split
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import Dataset, DatasetStatus, Overlong, Split
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
 from tunewright_trainer.prepare.conversation import Conversation, Drop

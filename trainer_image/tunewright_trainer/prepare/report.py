@@ -9,7 +9,7 @@ from typing import Any, Final
 import jinja2
 import numpy as np
 
-from tunewright_crds.job import Dataset, DatasetStatus, Split
+from tunewright_crds.dataset import Dataset, DatasetStatus, Split
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
 from tunewright_trainer.prepare.sources import MAX_ERRORS_TOLD, OpenSource

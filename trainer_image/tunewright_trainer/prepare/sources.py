@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tunewright_crds.dataset import Source, Split
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import Source, Split
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.prepare import licences
 from tunewright_trainer.prepare.conversation import Conversation, Drop

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tunewright_crds.job import Dataset
+from tunewright_crds.dataset import Dataset
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints, Longs
 from tunewright_trainer.prepare.keys import SPLITS, Fates
 from tunewright_trainer.prepare.pack import best_fit_decreasing
