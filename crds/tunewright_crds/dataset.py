@@ -185,6 +185,12 @@ class Dataset(
         0.0, alias="maxInvalidFraction", ge=0, lt=1, description="Share of unusable rows that is tolerated before the job fails."
     )
 
+    shards: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Pods that read the sources side by side, each a share of the files; what is prepared does not depend on it.",
+    )
     forbidden_licenses: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
         default_factory=list,
         alias="forbiddenLicenses",

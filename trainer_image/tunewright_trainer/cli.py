@@ -1,6 +1,7 @@
 """The command line. What is heavy is imported by the verb that needs it, so that help comes at once."""
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -28,26 +29,36 @@ def prepare(
     manifest: Annotated[Path | None, typer.Argument(help="An InstructionTuningJob, to prepare its data on this machine.")] = None,
     config: Annotated[Path | None, typer.Option(help="In a pod: the job's resolved config.")] = None,
     output: Annotated[Path | None, typer.Option(help="With a manifest: the folder to write to.")] = None,
+    shard: Annotated[bool, typer.Option("--shard", help="In a pod of an Indexed Job: read only this pod's share of the files.")] = False,
 ) -> None:
     """Check, clean, tokenise and pack a job's data. In a pod by --config; on one machine with a manifest and --output."""
     work_under_way.set()
     with ending("prepare", quote_errors=False) as end:
         do_without("torch")  # a tokenizer needs none
         if config is not None and manifest is None and output is None:
-            end.outcome = _prepare_in_pod(config)
-        elif manifest is not None and output is not None and config is None:
+            end.outcome = _prepare_in_pod(config, shard=completion_index() if shard else None)
+        elif manifest is not None and output is not None and config is None and not shard:
             end.outcome = _prepare_here(manifest, output)
         else:
             raise Refusal(FailureCode.CONFIG_INVALID, "give either --config FILE, or a manifest and --output DIR")
 
 
-def _prepare_in_pod(path: Path) -> Outcome:
+def completion_index() -> int:
+    """The number that Kubernetes gives a pod of an Indexed Job."""
+    index = os.environ.get("JOB_COMPLETION_INDEX", "")
+    if not index.isdecimal():
+        raise Refusal(FailureCode.CONFIG_INVALID, "--shard is for pods of an Indexed Job, which are given JOB_COMPLETION_INDEX")
+    return int(index)
+
+
+def _prepare_in_pod(path: Path, *, shard: int | None) -> Outcome:
     from tunewright_trainer import prepare as preparing
     from tunewright_trainer.config import load_pod_config
     from tunewright_trainer.storage import open_store
 
     config = load_pod_config(path)
-    return preparing.run(config, work=Path(names.SCRATCH), store=open_store(config.storage))
+    work, store = Path(names.SCRATCH), open_store(config.storage)
+    return preparing.run(config, work=work, store=store) if shard is None else preparing.run_shard(config, shard, work=work, store=store)
 
 
 def _prepare_here(manifest: Path, output: Path) -> Outcome:

@@ -66,7 +66,7 @@ def a_job(path: str, *, model: str = "", **dataset: Any) -> PodConfig:
 
 def read(source: OpenSource, scratch: Path) -> list[str]:
     scratch.mkdir()
-    found = [read.found.text for read in source.read(scratch)]  # type: ignore[union-attr]
+    found = [read.found.text for read in source.read(range(len(source.files)), scratch)]  # type: ignore[union-attr]
     assert list(scratch.iterdir()) == []
     return found
 
@@ -219,7 +219,8 @@ def test_data_is_prepared_and_the_model_fetched_from_the_hub(hub: Hub, tmp_path:
     assert {path.name for path in folder.iterdir()} == wanted
     assert (folder / "model.safetensors").read_bytes() == (tiny_model("llama", chat_template=True) / "model.safetensors").read_bytes()
     assert (
-        json.loads(store.get_bytes(f"{dataset_key(config.job.namespace, outcome.dataset.digest)}/manifest.json"))["modelCommit"] == commit
+        json.loads(store.get_bytes(f"{dataset_key(config.job.namespace, outcome.dataset.digest)}/manifest.json"))["model"]["commit"]
+        == commit
     )
     again = prepare_here(config, tmp_path, store=store)
     assert again.dataset is not None
@@ -260,4 +261,4 @@ def test_on_one_machine_the_librarys_own_settings_hold_and_the_log_names_the_com
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert [commit for commit in commits if f"is commit {commit}" not in done.stdout + done.stderr] == []
-    assert [source["commit"] for source in json.loads(out(tmp_path).get_bytes("manifest.json"))["sources"]] == commits[:1]
+    assert [source["commit"] for source in json.loads(out(tmp_path).get_bytes("sources.json"))] == commits[:1]

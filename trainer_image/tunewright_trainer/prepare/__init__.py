@@ -2,8 +2,8 @@
 
     outcome = prepare.run(config, work=Path("/scratch"), store=store)
 
-Reads rows (`rows`), makes conversations of them (`convert`), cleans, renders and tokenises them (`template`, `encode`), splits, packs and writes
-them (`spill`, `pack`).
+Reads rows (`rows`), makes conversations of them (`convert`), cleans, renders and tokenises them (`cleaning`, `template`, `encode`), decides what
+becomes of each (`keys`, `near`), packs and writes them (`spill`, `pack`). With `dataset.shards` the reading is done by several pods before (`shards`).
 """
 
 from pathlib import Path
@@ -21,3 +21,10 @@ def run(config: PodConfig, *, work: Path, store: Store, key: str | None = None) 
     from tunewright_trainer.prepare.recipe import prepare
 
     return prepare(config, work=work, store=store, key=key)
+
+
+def run_shard(config: PodConfig, number: int, *, work: Path, store: Store) -> Outcome:
+    """Read share `number` (from 0) of `dataset.shards`, unless it was read before, and leave it in storage for `run`. Raises as that does."""
+    from tunewright_trainer.prepare.shards import prepare_shard
+
+    return prepare_shard(config, number, work=work, store=store)

@@ -52,14 +52,23 @@ def fetch_base_model(config: PodConfig, folder: Path) -> BaseModel:
     place = open_model(config)
     names = _names(place)
     _check_names(place, names)
-    wanted = sorted(name for name in names if name.endswith(_SMALL) and not name.endswith(".safetensors.index.json"))
     if place.local is not None:
         folder = place.local
     else:
         top = place.key.rstrip("/")
         folder.mkdir(parents=True, exist_ok=True)
-        fetch_files(place.store, [f"{top}/{name}" if top else name for name in wanted], folder)
-    return BaseModel(folder, _config(folder), {name: sha256_of(folder / name) for name in wanted}, place.store.commit)
+        fetch_files(place.store, [f"{top}/{name}" if top else name for name in names if _is_small(name)], folder)
+    return read_model(folder, commit=place.store.commit)
+
+
+def read_model(folder: Path, *, commit: str = "") -> BaseModel:
+    """The model whose files are in `folder`."""
+    small = sorted(path.name for path in folder.iterdir() if _is_small(path.name) and path.is_file())
+    return BaseModel(folder, _config(folder), {name: sha256_of(folder / name) for name in small}, commit)
+
+
+def _is_small(name: str) -> bool:
+    return name.endswith(_SMALL) and not name.endswith(".safetensors.index.json")
 
 
 def check_causal(model: BaseModel) -> None:

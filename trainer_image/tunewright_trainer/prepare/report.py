@@ -1,7 +1,6 @@
 """The data report: what was read, what was left out and why, and what the model will see of the rest."""
 
 import itertools
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,11 +8,12 @@ from typing import Any, Final
 import jinja2
 import numpy as np
 
-from tunewright_crds.dataset import Dataset, DatasetStatus, Split
+from tunewright_crds.dataset import DatasetStatus, Split
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
 from tunewright_trainer.prepare.sources import MAX_ERRORS_TOLD, OpenSource
 from tunewright_trainer.prepare.spill import Written
+from tunewright_trainer.prepare.task import Task
 
 SAMPLES: Final = 3
 _BARS: Final = 40  # of the histogram
@@ -24,20 +24,19 @@ FEW, MANY, LITTLE, ENOUGH = 0.01, 0.05, 0.1, 100
 class Findings:
     """What is noted while data is prepared. The report is the one place that shows rows: three examples with what is learned of them."""
 
-    def __init__(self, status: DatasetStatus, options: Dataset, sources: list[OpenSource], drops: Drops, *, longest: int) -> None:
-        self.status = status
-        self.options = options
-        self.sources = sources
-        self.longest = longest
+    def __init__(self, task: Task, drops: Drops) -> None:
+        self.sources = task.sources
+        self.status = DatasetStatus(digest=task.digest, licenses=sorted({source.license for source in task.sources if source.license}))
+        self.options = task.options
+        self.longest = task.longest
         self.drops = drops
         self.splits: dict[str, Written] = {}
         self.truncated = 0
-        self._samples: list[list[dict[str, Any]]] = []
-        self._sampled: Counter[int] = Counter()
+        self._samples: list[tuple[int, list[dict[str, Any]]]] = []  # number of the source, the example in pieces
         self._tokens = self._unknown = 0
-        self._each = max(1, SAMPLES // sum(source.spec.split is Split.TRAIN for source in sources))
-        self._bar = max(1, -(-longest // _BARS))
-        self._lengths = np.zeros(-(-longest // self._bar), dtype=np.int64)
+        self._each = max(1, SAMPLES // sum(source.spec.split is Split.TRAIN for source in self.sources))
+        self._bar = max(1, -(-self.longest // _BARS))
+        self._lengths = np.zeros(-(-self.longest // self._bar), dtype=np.int64)
 
     def take(self, found: Encoded, tokenizer: Any, source: OpenSource) -> None:
         """Note a batch of examples."""
@@ -47,9 +46,35 @@ class Findings:
         self.truncated += found.truncated
         self._lengths += np.bincount((found.lengths - 1) // self._bar, minlength=len(self._lengths))
         if source.spec.split is Split.TRAIN:
-            wanted = min(self._each - self._sampled[source.index], SAMPLES - len(self._samples), len(found.lengths))
-            self._sampled[source.index] += wanted
-            self._samples += [_sample(*found.example(number), tokenizer) for number in range(wanted)]
+            wanted = range(min(self._room(source.index), len(found.lengths)))
+            self._samples += [(source.index, _sample(*found.example(number), tokenizer)) for number in wanted]
+
+    def _room(self, source: int) -> int:
+        """How many more examples of a source are shown."""
+        return max(0, min(self._each - sum(number == source for number, _ in self._samples), SAMPLES - len(self._samples)))
+
+    def tally(self) -> dict[str, Any]:
+        """What was found while reading, for `add` elsewhere."""
+        return {
+            "sources": [{"rows": source.rows, "invalid": source.invalid, "errors": source.errors} for source in self.sources],
+            "tokens": self._tokens,
+            "unknown": self._unknown,
+            "truncated": self.truncated,
+            "lengths": self._lengths.tolist(),
+            "samples": self._samples,
+        }
+
+    def add(self, tally: dict[str, Any]) -> None:
+        """Take in what was found in data that comes after what this knows already."""
+        for source, told in zip(self.sources, tally["sources"], strict=True):
+            source.rows += told["rows"]
+            source.invalid += told["invalid"]
+            source.errors += told["errors"][: MAX_ERRORS_TOLD - len(source.errors)]
+        self._tokens += tally["tokens"]
+        self._unknown += tally["unknown"]
+        self.truncated += tally["truncated"]
+        self._lengths += np.array(tally["lengths"], dtype=np.int64)
+        self._samples += [(number, sample) for number, sample in tally["samples"] if self._room(number)]
 
     def told_splits(self) -> dict[str, dict[str, int]]:
         return {name: asdict(written) for name, written in self.splits.items()}
@@ -84,7 +109,7 @@ class Findings:
                 {"from": at * self._bar + 1, "to": min((at + 1) * self._bar, self.longest), "examples": int(count)}
                 for at, count in enumerate(self._lengths)
             ],
-            "samples": self._samples,
+            "samples": [sample for _, sample in self._samples],
         }
         return facts | {"warnings": [asdict(warning) for warning in warnings(facts)]}
 

@@ -1,11 +1,11 @@
 """The job's sources: what they are, and their rows with every unusable one told."""
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tunewright_crds.dataset import Source, Split
 from tunewright_crds.errors import FailureCode, Refusal
@@ -14,7 +14,7 @@ from tunewright_trainer.prepare import licences
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.convert import Converter
 from tunewright_trainer.prepare.rows import BadFile, Numbered, Problem, is_readable, read_rows
-from tunewright_trainer.storage import LocalStore, ObjectInfo, Place, open_source
+from tunewright_trainer.storage import ObjectInfo, Place, arriving, open_source
 
 MAX_ERRORS_TOLD: Final = 100
 # Held-out rows first: of two equal rows the one that was read first stays, so nothing is trained on that is tested with.
@@ -66,11 +66,11 @@ class OpenSource:
         if len(self.errors) < MAX_ERRORS_TOLD:
             self.errors.append(": ".join(part for part in (f"{name}:{line}", problem.field, problem.what) if part))
 
-    def read(self, scratch: Path) -> Iterator[Read]:
-        """The usable rows. Unusable ones are counted and told; a file that cannot be read to its end is refused."""
-        for number, info in enumerate(self.files):
-            name = self.name(info)
-            with _on_this_machine(self.place, info, scratch) as path:
+    def read(self, files: Sequence[int], scratch: Path) -> Iterator[Read]:
+        """The usable rows of files, by their numbers. Unusable ones are counted and told; a file that cannot be read to its end is refused."""
+        with closing(arriving(self.place, [self.files[number] for number in files], scratch)) as paths:
+            for number, path in zip(files, paths, strict=True):
+                name = self.name(self.files[number])
                 try:
                     for line, found in self.converter.conversations(self._counted(read_rows(path, name))):
                         if isinstance(found, Problem):
@@ -80,36 +80,44 @@ class OpenSource:
                 except BadFile as error:
                     where = f"{name}:{error.line}" if error.line else name
                     raise Refusal(FailureCode.DATA_INVALID, f"{where}: {error.what}", param=self.param) from error
+                if self.rows == self.spec.max_examples:
+                    return
 
     def _counted(self, rows: Iterator[Numbered]) -> Iterator[Numbered]:
         for numbered in rows:
-            if self.spec.max_examples is not None and self.rows >= self.spec.max_examples:
+            if self.rows == self.spec.max_examples:
                 return
             self.rows += 1
             yield numbered
 
 
-@contextmanager
-def _on_this_machine(place: Place, info: ObjectInfo, scratch: Path) -> Iterator[Path]:
-    """The path of an object's content, which is downloaded and removed again where it does not lie here.
+class Piece(NamedTuple):
+    """Files of one source, by number, in order."""
 
-    Raises `Changed` where it is another one than was listed; of a file that lies here this is known only when it has been read.
+    source: int
+    files: tuple[int, ...]
+
+
+def shares(sources: Sequence[OpenSource], count: int) -> list[list[Piece]]:
+    """All files in the order of reading, in so many shares of about as many bytes; a share may be empty.
+
+    A file is read by one pod, and so is a source of which only the first rows are taken.
     """
-    store = place.store
-    if isinstance(store, LocalStore):
-        try:
-            yield store.path(info.key)
-        except (Refusal, OSError):
-            store.check(info.key, info.etag)  # a file that is being written is often broken too
-            raise
-        store.check(info.key, info.etag)
-        return
-    copy = scratch / hashlib.sha256(info.key.encode()).hexdigest()[:16]
-    try:
-        store.download(info.key, copy, etag=info.etag)
-        yield copy
-    finally:
-        copy.unlink(missing_ok=True)
+    units = [unit for source in in_reading_order(sources) for unit in _units(source)]
+    sizes = [1 + sum(sources[unit.source].files[file].size for file in unit.files) for unit in units]
+    found: list[list[Piece]] = [[] for _ in range(count)]
+    for unit, before, size in zip(units, accumulate(sizes, initial=0), sizes, strict=False):
+        share = found[(2 * before + size) * count // (2 * sum(sizes))]
+        if share and share[-1].source == unit.source:
+            share[-1] = Piece(unit.source, share[-1].files + unit.files)
+        else:
+            share.append(unit)
+    return found
+
+
+def _units(source: OpenSource) -> list[Piece]:
+    files = range(len(source.files))
+    return [Piece(source.index, tuple(files))] if source.spec.max_examples is not None else [Piece(source.index, (file,)) for file in files]
 
 
 def open_sources(config: PodConfig) -> list[OpenSource]:
@@ -117,7 +125,7 @@ def open_sources(config: PodConfig) -> list[OpenSource]:
     return [_open(config, index) for index in range(len(config.spec.dataset.sources))]
 
 
-def in_reading_order(sources: list[OpenSource]) -> list[OpenSource]:
+def in_reading_order(sources: Sequence[OpenSource]) -> list[OpenSource]:
     """Test rows first, then validation rows, then those to train on."""
     return sorted(sources, key=lambda source: _READ_ORDER.index(source.spec.split))
 

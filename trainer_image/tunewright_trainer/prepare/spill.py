@@ -24,10 +24,9 @@ _PACKED: Final = _WRITTEN.append(pa.field("lengths", _TOKENS))
 
 
 class Spill:
-    """Writes examples as they come, and reads them back in that order."""
+    """Writes examples as they come."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._writer = pa.ipc.new_stream(str(path), _WRITTEN)
 
     def add(self, encoded: Encoded) -> None:
@@ -36,11 +35,13 @@ class Spill:
     def close(self) -> None:
         self._writer.close()
 
-    def pieces(self, fates: Fates) -> Iterator[tuple[int, "Examples"]]:
-        """The examples of each of `SPLITS`, by its number, in order and piece by piece."""
-        start = 0
+
+def pieces(paths: Sequence[Path], fates: Fates) -> Iterator[tuple[int, "Examples"]]:
+    """The examples of files that a `Spill` wrote, for each of `SPLITS` by its number, in order and piece by piece."""
+    start = 0
+    for path in paths:
         # Read, not mapped: pages of a mapped file count as memory of this process.
-        with pa.OSFile(str(self._path)) as file, pa.ipc.open_stream(file) as batches:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as batches:
             for batch in batches:
                 fate = fates[start : start + batch.num_rows]
                 start += batch.num_rows
@@ -62,6 +63,13 @@ class Examples:
     def of(cls, batch: Any) -> "Examples":
         lengths = np.asarray(pa.compute.list_value_length(batch["input_ids"]), dtype=np.int64)
         return cls(batch["input_ids"].flatten().to_numpy(), batch["labels"].flatten().to_numpy(), lengths)
+
+    def parted(self, count: int) -> tuple["Examples", "Examples"]:
+        """The first so many, and the rest."""
+        cut = int(self.lengths[:count].sum())
+        return Examples(self.ids[:cut], self.labels[:cut], self.lengths[:count]), Examples(
+            self.ids[cut:], self.labels[cut:], self.lengths[count:]
+        )
 
     @classmethod
     def joined(cls, pieces: Sequence["Examples"]) -> "Examples":
@@ -90,12 +98,16 @@ class SplitWriter:
         self._examples = self._tokens = 0
 
     def add(self, examples: Examples) -> None:
-        """Take examples; they are packed with those that come near them."""
-        self._waiting.append(examples)
-        self._examples += len(examples.lengths)
-        self._tokens += len(examples.ids)
-        if self._examples >= WINDOW_EXAMPLES or self._tokens >= WINDOW_TOKENS:
-            self._flush()
+        """Take examples; they are packed with those that come near them, whatever pieces they come in."""
+        while len(examples.lengths):
+            tokens = self._tokens + np.cumsum(examples.lengths)
+            count = min(WINDOW_EXAMPLES - self._examples, int(np.searchsorted(tokens, WINDOW_TOKENS)) + 1, len(tokens))
+            taken, examples = examples.parted(count)
+            self._waiting.append(taken)
+            self._examples += count
+            self._tokens += len(taken.ids)
+            if self._examples >= WINDOW_EXAMPLES or self._tokens >= WINDOW_TOKENS:
+                self._flush()
 
     def close(self) -> None:
         if self._waiting:

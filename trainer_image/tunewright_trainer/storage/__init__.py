@@ -7,6 +7,7 @@
 Every call waits out an outage (`patience`) and ends with one `Refusal` that names what was asked for.
 """
 
+from tunewright_trainer.storage.arriving import arriving
 from tunewright_trainer.storage.folders import Damaged, fetch_files, fetch_folder, publish_folder, read_manifest
 from tunewright_trainer.storage.local import LocalStore
 from tunewright_trainer.storage.places import Place, open_hub, open_model, open_source, open_store
@@ -22,6 +23,7 @@ __all__ = [
     "Place",
     "S3Store",
     "Store",
+    "arriving",
     "fetch_files",
     "fetch_folder",
     "open_hub",

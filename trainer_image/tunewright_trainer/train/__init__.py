@@ -5,12 +5,14 @@ outcome = train.run(config, attempt=1, dataset_digest=digest, halvings=0, work=P
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import dataset_key
 from tunewright_trainer.storage import Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base
+from tunewright_trainer.train.fit import check_fit
 
 
 def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int = 0, work: Path, store: Store) -> Outcome:
@@ -21,16 +23,18 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
     """
     with ThreadPoolExecutor(2) as pool:
         # Both arrive while the libraries are being imported, which takes seconds.
-        data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
-        model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
+        fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
+        fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
         from tunewright_trainer.train.recipe import train
+    model = fetching_model.result()
+    check_fit(fetching_data.result(), model, config.spec.model)
     return train(
         config,
         attempt=attempt,
         dataset_digest=dataset_digest,
         halvings=halvings,
-        data=data.result(),
-        model=model.result(),
+        data=work / "data",
+        model=model,
         work=work,
         store=store,
     )
@@ -38,16 +42,19 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
 
 def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:
     """A branch of the hub may have moved on since the data was prepared: what is trained is the commit that was looked at then."""
-    manifest = None
+    commit = ""
     if config.spec.model.uri.startswith("hf://"):
-        manifest = read_manifest(store, dataset_key(config.job.namespace, digest))
-    return fetch_base(config, folder, commit=manifest.get("modelCommit", "") if manifest else "")
+        prepared = (read_manifest(store, dataset_key(config.job.namespace, digest)) or {}).get("model", {})
+        commit = prepared.get("commit", "") if prepared.get("uri") == config.spec.model.uri else ""
+    return fetch_base(config, folder, commit=commit)
 
 
-def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:
+def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> dict[str, Any]:
+    """The manifest of the prepared data, whose files come into the folder."""
     key = dataset_key(config.job.namespace, digest)
-    if fetch_folder(store, key, folder) is None:
+    manifest = fetch_folder(store, key, folder)
+    if manifest is None:
         raise Refusal(
             FailureCode.STORAGE_NOT_FOUND, f"there is no prepared data at {store.uri(key)}; it was deleted since", param=store.uri(key)
         )
-    return folder
+    return manifest

@@ -15,9 +15,10 @@ from tests.support.preparing import a_data_job, examples, out, prepare_here, rep
 from tests.support.rows import alpaca_rows
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import process
-from tunewright_trainer.prepare import encoding, recipe
+from tunewright_trainer.prepare import encoding, reading
 from tunewright_trainer.prepare.model import fetch_base_model
 from tunewright_trainer.prepare.sources import open_sources
+from tunewright_trainer.prepare.task import Task
 from tunewright_trainer.prepare.template import chat_template
 from tunewright_trainer.storage import LocalStore
 
@@ -94,7 +95,7 @@ def test_the_address_changes_when_the_data_would(tmp_path: Path, parts: dict[str
 def _address(config: PodConfig, work: Path) -> str:
     model = fetch_base_model(config, work / "base")
     template = chat_template(model.folder, config.spec.model.chat_template)
-    return recipe.address(config, open_sources(config), model, template)
+    return Task(config, open_sources(config), model, template).digest
 
 
 def test_the_address_follows_the_content_of_sources_and_tokenizer_and_not_their_place(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_data_that_was_prepared_before_is_taken_at_once(tmp_path: Path, monkeypa
     store = LocalStore(tmp_path / "store")
     config = a_data_job(write_lines(tmp_path / "data.jsonl", alpaca_rows(20)), dataset=SPLIT)
     first = prepare_here(config, tmp_path, store=store).dataset
-    monkeypatch.setattr(recipe, "load_tokenizer", lambda _: pytest.fail("it was prepared again"))
+    monkeypatch.setattr(reading, "load_tokenizer", lambda _: pytest.fail("it was prepared again"))
     second = prepare_here(config, tmp_path, store=store).dataset
     assert first is not None
     assert second is not None
@@ -255,7 +256,7 @@ def test_rows_of_one_prompt_stay_together(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_encoded_by_several_processes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "BATCH", 50)
+    monkeypatch.setattr(reading, "BATCH", 50)
     monkeypatch.setattr(encoding, "ALONE", 2)
     file = write_lines(tmp_path / "data.jsonl", alpaca_rows(1000))
     found = []
@@ -275,7 +276,7 @@ class _Deadly:
 
 
 def test_a_process_that_is_killed_is_told_as_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "BATCH", 50)
+    monkeypatch.setattr(reading, "BATCH", 50)
     monkeypatch.setattr(encoding, "ALONE", 2)
     monkeypatch.setattr(encoding.Recipe, "__getnewargs__", lambda _: (_Deadly(),), raising=False)
     file = write_lines(tmp_path / "data.jsonl", alpaca_rows(1000))

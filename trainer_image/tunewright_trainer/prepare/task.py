@@ -1,0 +1,84 @@
+"""What is to be prepared, and the address that it has."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from tunewright_crds.dataset import Dataset, Split
+from tunewright_crds.pod import PodConfig
+from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
+from tunewright_trainer.prepare.sources import OpenSource, open_sources
+from tunewright_trainer.prepare.template import chat_template
+
+DATA_VERSION: Final = 3  # raised whenever the same input would be prepared differently
+# Options of the data set that the data depends on; where the sources lie, with which keys and by how many pods they are read changes nothing.
+_OPTIONS: Final = (
+    "validationFraction",
+    "testFraction",
+    "cleaning",
+    "maxLength",
+    "overlong",
+    "packing",
+    "trainOn",
+    "maxInvalidFraction",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The data of a job, for its model."""
+
+    config: PodConfig
+    sources: list[OpenSource]
+    model: BaseModel
+    template: str
+
+    @classmethod
+    def open(cls, config: PodConfig, folder: Path) -> "Task":
+        """Look up sources and model; the model's small files come into `folder`. Raises `Refusal` where they are not there."""
+        model = fetch_base_model(config, folder)
+        template = chat_template(model.folder, config.spec.model.chat_template)
+        return cls(config, open_sources(config), model, template)
+
+    @property
+    def options(self) -> Dataset:
+        return self.config.spec.dataset
+
+    @property
+    def seed(self) -> int:
+        return self.config.spec.hyperparameters.seed
+
+    @property
+    def longest(self) -> int:
+        """Tokens that an example may have. Positions begin anew with each example, so a packed row may be longer than the model reads."""
+        return min(self.options.max_length, self.model.context or self.options.max_length)
+
+    @property
+    def compares(self) -> bool:
+        """Whether near duplicates are looked for: to drop them, or to keep them away from the rows to test with."""
+        tests = self.options.test_fraction > 0 or any(source.spec.split is Split.TEST for source in self.sources)
+        return self.options.cleaning.near_duplicates.enabled or tests
+
+    @cached_property
+    def depends(self) -> dict[str, Any]:
+        """Everything that the prepared data depends on."""
+        options = self.options.model_dump(mode="json", by_alias=True)
+        commit = {"modelCommit": self.model.commit} if self.model.commit else {}
+        return {
+            "version": DATA_VERSION,
+            "sources": [source.identity() for source in self.sources],
+            "options": {name: options[name] for name in _OPTIONS},
+            "seed": self.seed,
+            "template": self.template,
+            "model": self.model.hashes,
+            **commit,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """The address of the prepared data: SHA-256 of what it depends on."""
+        return hashlib.sha256(orjson.dumps(self.depends, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,35 @@
+"""Whether prepared data is for the model that shall learn it: data of an InstructionDataset may have been prepared for another one."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import Model
+from tunewright_trainer.prepare.model import read_model
+
+# What decides how a text becomes token ids, by how the names of the files begin.
+_TOKENIZER: Final = ("tokenizer", "vocab", "merges", "spiece", "special_tokens", "added_tokens", "chat_template")
+
+
+def check_fit(manifest: dict[str, Any], folder: Path, model: Model) -> None:
+    """Refuse a model whose tokenizer, chat template or context differs from what the data was prepared for.
+
+    `manifest` is that of the prepared data, `folder` holds the model's files.
+    """
+    prepared = manifest.get("model")
+    if prepared is None:  # by a release that knew no InstructionDataset
+        return
+    own = read_model(folder)
+    for name in sorted(own.hashes | prepared["files"]):
+        if name.startswith(_TOKENIZER) and own.hashes.get(name) != prepared["files"].get(name):
+            raise _unfit(f"{name} of {model.uri} is not that of {prepared['uri']}, which the data was prepared for", "spec.model.uri")
+    if model.chat_template and model.chat_template != manifest["chatTemplate"]:
+        raise _unfit("the data was prepared with another chat template; leave this one out", "spec.model.chatTemplate")
+    if own.context is not None and own.context < manifest["longest"]:
+        raise _unfit(
+            f"the data has examples of up to {manifest['longest']} tokens, and {model.uri} reads only {own.context}", "spec.model.uri"
+        )
+
+
+def _unfit(message: str, param: str) -> Refusal:
+    return Refusal(FailureCode.CONFIG_INVALID, message, param=param)
