@@ -18,6 +18,7 @@ from tunewright_trainer.prepare.encode import OVERLONG, Encoded
 from tunewright_trainer.prepare.encoding import Recipe, encoded
 from tunewright_trainer.prepare.keys import KEY, SPLITS, KeyFile, Keys
 from tunewright_trainer.prepare.near import SignatureFile
+from tunewright_trainer.prepare.progress import Progress
 from tunewright_trainer.prepare.report import Findings
 from tunewright_trainer.prepare.sources import OpenSource, Piece, Read
 from tunewright_trainer.prepare.spill import Spill
@@ -69,9 +70,12 @@ class Reader:
         task = self._task
         recipe = Recipe(task.model.folder, task.template, self._options.train_on, task.longest, self._options.overlong, task.compares)
         processes = thread_count(task.config.spec.resources.cpu)
-        for (reads, keys), found in encoded(self._batches(pieces), recipe, recipe.encoder(), processes=processes):
-            raise_if_stopped()
-            self._take(reads, keys, found)
+        size = sum(task.sources[piece.source].files[file].size for piece in pieces for file in piece.files)
+        with Progress("reading", size) as progress:
+            for (reads, keys), found in encoded(self._batches(pieces), recipe, recipe.encoder(), processes=processes):
+                raise_if_stopped()
+                self._take(reads, keys, found)
+                progress.at(sum(source.bytes_read for source in task.sources), sum(source.rows for source in task.sources))
 
     def _batches(self, pieces: Sequence[Piece]) -> Iterator[tuple[tuple[list[Read], Keys], list[Conversation]]]:
         """Conversations that pass the cleaning rules, with where they are from and their keys."""

@@ -14,9 +14,10 @@ from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
 from tunewright_trainer.prepare.conversation import Drop
 from tunewright_trainer.prepare.drops import DROPS, Drops
-from tunewright_trainer.prepare.keys import SPLITS, KeyFile, Keys, fates
+from tunewright_trainer.prepare.keys import DROPPED, SPLITS, KeyFile, Keys, fates
 from tunewright_trainer.prepare.model import check_causal
 from tunewright_trainer.prepare.near import SignatureFile
+from tunewright_trainer.prepare.progress import Progress
 from tunewright_trainer.prepare.reading import EXAMPLES, KEYS, SIGNATURES, Reader
 from tunewright_trainer.prepare.records import joined
 from tunewright_trainer.prepare.report import Findings, page
@@ -119,10 +120,14 @@ class _Preparation:
             signatures = joined([SignatureFile(part / SIGNATURES) for part in parts])
             near = signatures.pairs(self.options.cleaning.near_duplicates.threshold)
         found = fates(keys, self.options, self._drop_all, near=near)
+        taken = 0
         writers = [SplitWriter(self.folder / split.value, self.options) for split in SPLITS]
-        for number, examples in pieces([part / EXAMPLES for part in parts], found):
-            raise_if_stopped()
-            writers[number].add(examples)
+        with Progress("writing", int((found != DROPPED).sum())) as progress:
+            for number, examples in pieces([part / EXAMPLES for part in parts], found):
+                raise_if_stopped()
+                writers[number].add(examples)
+                taken += len(examples.lengths)
+                progress.at(taken, taken)
         for split, writer in zip(SPLITS, writers, strict=True):
             writer.close()
             self.findings.splits[split.value] = writer.written

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -62,8 +62,8 @@ def is_readable(name: str) -> bool:
     return _kind(name) is not None
 
 
-def read_rows(path: Path, name: str) -> Iterator[Numbered]:
-    """The rows of a file, whose type is told by `name`; raises `BadFile`."""
+def read_rows(path: Path, name: str, tell: Callable[[float], None] = lambda share: None) -> Iterator[Numbered]:
+    """The rows of a file, whose type is told by `name`; raises `BadFile`. `tell` hears what share of the file is read."""
     kind = _kind(name)
     if kind is None:
         raise BadFile(f"is no data file: its name must end in {', '.join(EXTENSIONS)}, or one of these with .gz or .zst")
@@ -71,9 +71,9 @@ def read_rows(path: Path, name: str) -> Iterator[Numbered]:
     if extension == ".parquet":
         if compression:
             raise BadFile("is parquet in another compression; parquet compresses by itself and is read without")
-        yield from _parquet_rows(path)
+        yield from _parquet_rows(path, tell)
         return
-    raw: Any = _Chunks(_chunks(path, compression))
+    raw: Any = _Chunks(_chunks(path, compression, tell))
     stream: io.BufferedReader = io.BufferedReader(raw, _CHUNK)
     _check_beginning(stream)
     if extension == ".csv":
@@ -118,15 +118,18 @@ class _Chunks(io.RawIOBase):
         return count
 
 
-def _chunks(path: Path, compression: str) -> Iterator[bytes]:
+def _chunks(path: Path, compression: str, tell: Callable[[float], None]) -> Iterator[bytes]:
+    size = max(path.stat().st_size, 1)
     with path.open("rb") as file:
         if not compression:
             while chunk := file.read(_CHUNK):
+                tell(file.tell() / size)
                 yield chunk
             return
         written = 0
         for chunk in _gunzipped(file) if compression == ".gz" else _unzstd(file):
             written += len(chunk)
+            tell(file.tell() / size)
             if written > FREE_EXPANSION_BYTES + MAX_EXPANSION * file.tell():
                 raise BadFile(f"expands to more than {MAX_EXPANSION} times its size; store it uncompressed if that is right")
             yield chunk
@@ -355,7 +358,7 @@ def _texts(lines: Iterable[tuple[int, bytes | Problem]]) -> Iterator[str]:
             raise BadFile("is not UTF-8", line=number) from error
 
 
-def _parquet_rows(path: Path) -> Iterator[Numbered]:
+def _parquet_rows(path: Path, tell: Callable[[float], None]) -> Iterator[Numbered]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -366,6 +369,7 @@ def _parquet_rows(path: Path) -> Iterator[Numbered]:
             texts = [field.name for field in plain.schema_arrow if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
         with pq.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
+                tell((number + batch.num_rows) / max(file.metadata.num_rows, 1))
                 for index in range(batch.num_rows):
                     number += 1
                     yield number, {name: column[index].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}

@@ -1,6 +1,6 @@
 """The job's sources: what they are, and their rows with every unusable one told."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -43,6 +43,7 @@ class OpenSource:
     license: str
     converter: Converter
     rows: int = 0
+    bytes_read: float = 0
     invalid: int = 0
     errors: list[str] = field(default_factory=list)
 
@@ -67,12 +68,15 @@ class OpenSource:
             self.errors.append(": ".join(part for part in (f"{name}:{line}", problem.field, problem.what) if part))
 
     def read(self, files: Sequence[int], scratch: Path) -> Iterator[Read]:
-        """The usable rows of files, by their numbers. Unusable ones are counted and told; a file that cannot be read to its end is refused."""
+        """The usable rows of files, by their numbers. Unusable ones are counted and told; a file that cannot be read to its end is refused.
+
+        `bytes_read` says how far that is.
+        """
         with closing(arriving(self.place, [self.files[number] for number in files], scratch)) as paths:
             for number, path in zip(files, paths, strict=True):
-                name = self.name(self.files[number])
+                name, hear = self.name(self.files[number]), self._hearing(self.files[number].size)
                 try:
-                    for line, found in self.converter.conversations(self._counted(read_rows(path, name))):
+                    for line, found in self.converter.conversations(self._counted(read_rows(path, name, hear))):
                         if isinstance(found, Problem):
                             self._tell(name, line, found)
                         else:
@@ -80,8 +84,17 @@ class OpenSource:
                 except BadFile as error:
                     where = f"{name}:{error.line}" if error.line else name
                     raise Refusal(FailureCode.DATA_INVALID, f"{where}: {error.what}", param=self.param) from error
+                hear(1)
                 if self.rows == self.spec.max_examples:
                     return
+
+    def _hearing(self, size: int) -> Callable[[float], None]:
+        before = self.bytes_read
+
+        def hear(share: float) -> None:
+            self.bytes_read = before + share * size
+
+        return hear
 
     def _counted(self, rows: Iterator[Numbered]) -> Iterator[Numbered]:
         for numbered in rows:
