@@ -213,8 +213,8 @@ def test_a_large_object_is_read_whole_or_refused(s3: S3Server, tmp_path: Path, m
     s3.client().put_object(Bucket=BUCKET, Key="large.jsonl", Body=large)
     (source,) = open_sources(in_cluster(a_job(f"s3://{BUCKET}/large.jsonl"), s3))
     (info,) = source.files
-    source.place.store.download(info.key, tmp_path / "copy", etag=info.etag)
+    source.place.store.download(info.key, tmp_path / "copy", listed=info)
     assert (tmp_path / "copy").read_bytes() == large
     s3.client().put_object(Bucket=BUCKET, Key="large.jsonl", Body=large[::-1])
     with pytest.raises(Refusal, match=r"large.jsonl changed while it was read"):
-        source.place.store.download(info.key, tmp_path / "copy", etag=info.etag)
+        source.place.store.download(info.key, tmp_path / "copy", listed=info)

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from tunewright_crds.dataset import Source, Split
 from tunewright_crds.errors import FailureCode, Refusal
@@ -117,14 +119,12 @@ def shares(sources: Sequence[OpenSource], count: int) -> list[list[Piece]]:
     A file is read by one pod, and so is a source of which only the first rows are taken.
     """
     units = [unit for source in in_reading_order(sources) for unit in _units(source)]
-    sizes = [1 + sum(sources[unit.source].files[file].size for file in unit.files) for unit in units]
+    sizes = np.array([1 + sum(sources[unit.source].files[file].size for file in unit.files) for unit in units])
+    middles = np.cumsum(sizes) - sizes / 2
+    share_of = (middles * count / sizes.sum()).astype(int).tolist()
     found: list[list[Piece]] = [[] for _ in range(count)]
-    for unit, before, size in zip(units, accumulate(sizes, initial=0), sizes, strict=False):
-        share = found[(2 * before + size) * count // (2 * sum(sizes))]
-        if share and share[-1].source == unit.source:
-            share[-1] = Piece(unit.source, share[-1].files + unit.files)
-        else:
-            share.append(unit)
+    for (share, source), members in groupby(zip(share_of, units, strict=True), key=lambda member: (member[0], member[1].source)):
+        found[share].append(Piece(source, tuple(file for _, unit in members for file in unit.files)))
     return found
 
 
@@ -154,7 +154,8 @@ def _open(config: PodConfig, index: int) -> OpenSource:
     license = spec.license or licences.of_card(place, card)
     licences.check(license, config.spec.dataset.forbidden_licenses, uri=place.uri, param=f"{param}.license")
     source = OpenSource(index, spec, place, files, [], license, Converter(spec, param=f"{param}.template"))
-    source.skipped = [source.name(info) for info in found if info not in files]
+    read = {info.key for info in files}
+    source.skipped = [source.name(info) for info in found if info.key not in read]
     if not files:
         raise Refusal(
             FailureCode.DATA_NOT_FOUND,

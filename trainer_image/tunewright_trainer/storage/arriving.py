@@ -29,7 +29,7 @@ def _here(store: LocalStore, files: Sequence[ObjectInfo]) -> Generator[Path]:
         try:
             yield store.path(info.key)
         finally:  # a file that is being written is often broken too
-            store.check(info.key, info.etag)
+            store.check(info)
 
 
 def _downloaded(store: Store, files: Sequence[ObjectInfo], scratch: Path) -> Generator[Path]:
@@ -43,7 +43,7 @@ def _downloaded(store: Store, files: Sequence[ObjectInfo], scratch: Path) -> Gen
                 while upcoming and (not waiting or _fits(upcoming[1], [info for info, _, _ in waiting])):
                     number, info = upcoming
                     copy = scratch / str(number)
-                    waiting.append((info, copy, pool.submit(store.download, info.key, copy, etag=info.etag)))
+                    waiting.append((info, copy, pool.submit(store.download, info.key, copy, listed=info)))
                     upcoming = next(rest, None)
                 _, path, arrived = waiting.popleft()
                 arrived.result()

@@ -70,12 +70,12 @@ class HubStore:
         with tempfile.TemporaryDirectory(prefix="hub-") as folder:
             return self._fetch(key, Path(folder)).read_bytes()
 
-    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
+    def download(self, key: str, local_path: Path, *, listed: ObjectInfo | None = None) -> None:
         local_path.parent.mkdir(parents=True, exist_ok=True)
         # The library writes below a folder under the file's name in the repository, and its own notes beside it.
         with tempfile.TemporaryDirectory(prefix=".hub-", dir=local_path.parent) as folder:
             path = self._fetch(key, Path(folder))
-            if etag and _etag_of(path, etag) != etag:
+            if listed and _etag_of(path, listed.etag) != listed.etag:
                 raise Changed(self.uri(key), param=self.param)
             path.replace(local_path)
 

@@ -43,19 +43,19 @@ class LocalStore:
     def upload(self, local_path: Path, key: str) -> None:
         self._write(key, lambda part: shutil.copyfile(local_path, part))
 
-    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
+    def download(self, key: str, local_path: Path, *, listed: ObjectInfo | None = None) -> None:
         local_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(self.path(key), local_path)
         except OSError as error:
             raise self._refusal(key, error) from error
-        if etag:
-            self.check(key, etag)
+        if listed:
+            self.check(listed)
 
-    def check(self, key: str, etag: str) -> None:
-        """Raise `Changed` where a file is not, or no longer, the one that was listed with this etag."""
-        if self._info(key, self.path(key)).etag != etag:
-            raise Changed(self.uri(key), param=self.param)
+    def check(self, listed: ObjectInfo) -> None:
+        """Raise `Changed` where a file is not, or no longer, the one that was listed."""
+        if self._info(listed.key, self.path(listed.key)).etag != listed.etag:
+            raise Changed(self.uri(listed.key), param=self.param)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         top = self.path(prefix.rpartition("/")[0])

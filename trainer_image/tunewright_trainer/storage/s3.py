@@ -87,16 +87,17 @@ class S3Store:
 
         self._call(key, send)
 
-    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
+    def download(self, key: str, local_path: Path, *, listed: ObjectInfo | None = None) -> None:
         local_path.parent.mkdir(parents=True, exist_ok=True)
 
         def receive() -> None:
             # Not the client's download_fileobj, which is this without subscribers.
-            with local_path.open("wb") as file, create_transfer_manager(self._client, _TRANSFER) as manager:
+            small = listed is not None and listed.size < _TRANSFER.multipart_threshold
+            with local_path.open("wb") as file, create_transfer_manager(self._client, _ALONE if small else _TRANSFER) as manager:
                 try:
-                    manager.download(self.bucket, self._full(key), file, subscribers=[_Listed(etag)] if etag else []).result()
+                    manager.download(self.bucket, self._full(key), file, subscribers=[_Listed(listed)] if listed else []).result()
                 except S3DownloadFailedError as error:
-                    if etag:
+                    if listed:
                         raise Changed(self.uri(key), param=self.param) from error
                     raise Unavailable("it changed while it was read") from error
 
@@ -186,17 +187,19 @@ class S3Store:
 
 
 class _Listed(BaseSubscriber):
-    """Makes every request of a download ask for the object that was listed (If-Match)."""
+    """Makes every request of a download ask for the object that was listed (If-Match), whose size needs no request."""
 
-    def __init__(self, etag: str) -> None:
-        self._etag = etag
+    def __init__(self, listed: ObjectInfo) -> None:
+        self._listed = listed
 
     def on_queued(self, future: Any, **more: Any) -> None:
         """Called before the first request."""
-        future.meta.provide_object_etag(f'"{self._etag}"')
+        future.meta.provide_object_etag(f'"{self._listed.etag}"')
+        future.meta.provide_transfer_size(self._listed.size)
 
 
 _TRANSFER: Final = TransferConfig(multipart_threshold=32 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4)
+_ALONE: Final = TransferConfig(use_threads=False)  # one request needs no threads of its own
 
 
 def _client(*, endpoint: str, region: str, keys: dict[str, str]) -> Any:

@@ -57,10 +57,10 @@ class Store(Protocol):
     def upload(self, local_path: Path, key: str) -> None:
         """Write a local file as an object, as atomically as `put_bytes`."""
 
-    def download(self, key: str, local_path: Path, *, etag: str = "") -> None:
+    def download(self, key: str, local_path: Path, *, listed: ObjectInfo | None = None) -> None:
         """Write an object into a local file, whose folder is made; `ObjectMissing` where there is none.
 
-        With the `etag` of a listing, `Changed` where the object is no longer the one that was listed.
+        `Changed` where the object is no longer the one that was `listed`.
         """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
