@@ -61,6 +61,7 @@ class Published(Part):
     kind: str
     uri: str
     digest: str
+    base: str = Field("", description="The model that was tuned; of the hub's at the commit that was read.")
 
 
 class Outcome(Part):

@@ -242,7 +242,7 @@ def _present(**fields: Any) -> Manifest:
 def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: DatasetStatus, serving: Serving) -> Manifest:
     """The published model. It belongs to nobody: deleting the job keeps it."""
     spec = TunedModelSpec(
-        base=Base(uri=config.spec.model.uri, credentials_secret=config.spec.model.credentials_secret),
+        base=Base(uri=artifact.base or config.spec.model.uri, credentials_secret=config.spec.model.credentials_secret),
         kind=Kind(artifact.kind),
         artifact=Artifact(uri=artifact.uri, digest=artifact.digest),
         version=config.version,

@@ -6,8 +6,10 @@ import pytest
 
 from tests.support.builders import START, a_job, settings
 from tunewright_crds import names
+from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.job import JobSpec, read_spec
-from tunewright_crds.pod import PodConfig
+from tunewright_crds.pod import PodConfig, Published
+from tunewright_crds.tuned_model import Serving
 from tunewright_operator import builders
 from tunewright_operator.observed import Identity, owner_uid
 from tunewright_operator.settings import Settings
@@ -139,6 +141,14 @@ def test_the_config_is_immutable_and_reads_back_as_it_was_written() -> None:
     assert (
         builders.config_map(builders.pod_config(JOB, config.spec, settings(storage_prefix="p", progress_url="http://api")), JOB) == manifest
     )
+
+
+@pytest.mark.parametrize("read", ["hf://org/base@0123abc", ""], ids=["told by the trainer", "told by an older trainer"])
+def test_a_published_model_names_the_base_that_was_read(read: str) -> None:
+    config = builders.pod_config(JOB, spec(model={"uri": "hf://org/base@main"}), settings())
+    artifact = Published(kind="adapter", uri="s3://b/k", digest="d", base=read)
+    made = builders.tuned_model(config, artifact, step=1, dataset=DatasetStatus(), serving=Serving())
+    assert made["spec"]["base"]["uri"] == (read or "hf://org/base@main")
 
 
 def test_the_longest_name_gives_children_that_kubernetes_takes() -> None:

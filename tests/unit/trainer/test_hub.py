@@ -213,8 +213,10 @@ def test_data_is_prepared_and_the_model_fetched_from_the_hub(hub: Hub, tmp_path:
     assert outcome.dataset.train_examples == 2
     # The branch moves on: what is trained is what the data was prepared for, and new data is prepared for what it is now.
     hub.commit("model", MODEL, model_files(**{"model.safetensors": b"newer"}))
-    monkeypatch.setattr("tunewright_trainer.train.recipe.train", lambda *given, **more: more["model"])
-    folder: Any = train.run(config, attempt=1, dataset_digest=outcome.dataset.digest, work=tmp_path / "training", store=store)
+    monkeypatch.setattr("tunewright_trainer.train.recipe.train", lambda config, **more: (config.spec.model.uri, more["model"]))
+    trained: Any = train.run(config, attempt=1, dataset_digest=outcome.dataset.digest, work=tmp_path / "training", store=store)
+    address, folder = trained
+    assert address == f"hf://{MODEL}@{commit}", "what is served later is the same"
     wanted = {path.name for path in tiny_model("llama", chat_template=True).iterdir()}
     assert {path.name for path in folder.iterdir()} == wanted
     assert (folder / "model.safetensors").read_bytes() == (tiny_model("llama", chat_template=True) / "model.safetensors").read_bytes()

@@ -89,7 +89,7 @@ def _publish_one(result: Result, kind: Kind, store: Store, folder: Path) -> Publ
         digest = publish_folder(store, folder, key, manifest=source | {"metrics": result.metrics})
         shutil.rmtree(folder, ignore_errors=True)
         log.info("published %s %s", kind.value, store.uri(key))
-    return Published(kind=kind.value, uri=store.uri(key), digest=digest)
+    return Published(kind=kind.value, uri=store.uri(key), digest=digest, base=source["base"])
 
 
 def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> None:

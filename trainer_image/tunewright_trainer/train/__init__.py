@@ -3,6 +3,7 @@
 outcome = train.run(config, attempt=1, dataset_digest=digest, halvings=0, work=Path("/scratch"), store=store)
 """
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
         fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
         from tunewright_trainer.train.recipe import train
-    model = fetching_model.result()
-    check_fit(fetching_data.result(), model, config.spec.model)
+    model, manifest = fetching_model.result(), fetching_data.result()
+    check_fit(manifest, model, config.spec.model)
     return train(
-        config,
+        _pinned(config, _commit(config, manifest)),
         attempt=attempt,
         dataset_digest=dataset_digest,
         halvings=halvings,
@@ -42,11 +43,24 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
 
 def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:
     """A branch of the hub may have moved on since the data was prepared: what is trained is the commit that was looked at then."""
-    commit = ""
+    manifest = None
     if config.spec.model.uri.startswith("hf://"):
-        prepared = (read_manifest(store, dataset_key(config.job.namespace, digest)) or {}).get("model", {})
-        commit = prepared.get("commit", "") if prepared.get("uri") == config.spec.model.uri else ""
-    return fetch_base(config, folder, commit=commit)
+        manifest = read_manifest(store, dataset_key(config.job.namespace, digest))
+    return fetch_base(config, folder, commit=_commit(config, manifest or {}))
+
+
+def _commit(config: PodConfig, manifest: dict[str, Any]) -> str:
+    """The hub's commit of the job's model that the data was prepared for; empty where there is none."""
+    prepared = manifest.get("model", {})
+    return str(prepared["commit"]) if prepared.get("uri") == config.spec.model.uri else ""
+
+
+def _pinned(config: PodConfig, commit: str) -> PodConfig:
+    """The config with the model at that commit, as it is named by whatever is made of it."""
+    if not commit:
+        return config
+    model = config.spec.model.model_copy(update={"uri": re.sub("@[^/]+", f"@{commit}", config.spec.model.uri, count=1)})
+    return config.model_copy(update={"spec": config.spec.model_copy(update={"model": model})})
 
 
 def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> dict[str, Any]:
