@@ -11,6 +11,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_trainer.prepare.boundaries import Boundaries
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.near import Signatures, signatures
+from tunewright_trainer.prepare.skeleton import Skeletons
 from tunewright_trainer.prepare.template import ID_BYTES, Unrenderable, as_bytes, needs_end_of_text, render, tokenize
 from tunewright_trainer.prepare.words import words
 
@@ -87,6 +88,8 @@ class Encoder:
         self._ends_text = needs_end_of_text(tokenizer, template)
         self._tellers: list[Teller] = [teller for teller in (words(tokenizer), Boundaries(tokenizer), _Plain(tokenizer)) if teller]
         self._unchecked = CHECKED
+        self._skeletons: Skeletons | None = Skeletons(tokenizer, template)
+        self._unfilled = CHECKED
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoded:
         """Examples of at most the longest length. Those that are left out: refused by the template, too long, or with nothing to learn."""
@@ -121,12 +124,7 @@ class Encoder:
             text = conversation.text + (self._tokenizer.eos_token or "")
             return _Rendered(text, [(0, len(text))])
         try:
-            text = self._render(conversation)
-            spans = (
-                [(0, len(text))]
-                if self._train_on is TrainOn.ALL
-                else [self._span(conversation, at, text) for at in self._learned(conversation)]
-            )
+            text, spans = self._filled(conversation) or self._as_written(conversation)
         except Unrenderable as why:
             return Drop(why.reason)
         if conversation.messages[-1]["role"] == "assistant" and spans:
@@ -135,6 +133,38 @@ class Encoder:
                 text += self._tokenizer.eos_token
                 spans[-1] = (spans[-1][0], len(text))
         return _Rendered(text, spans)
+
+    def _filled(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]] | None:
+        """The text and what is learned of it, where the template writes the same around any contents."""
+        contents = [message["content"] for message in conversation.messages]
+        plain = all(len(message) == 2 and message["role"] != "tool" for message in conversation.messages)
+        if self._skeletons is None or conversation.tools or not plain or not self._skeletons.fits(contents):
+            return None
+        roles = tuple(message["role"] for message in conversation.messages)
+        whole = self._skeletons.of(roles, generation_prompt=False)
+        if whole is None:
+            return None
+        text = whole.filled(contents)
+        spans = [(0, len(text))] if self._train_on is TrainOn.ALL else []
+        for at in [] if spans else self._learned(conversation):
+            prompt = self._skeletons.of(roles[:at], generation_prompt=True)
+            through = self._skeletons.of(roles[: at + 1], generation_prompt=False)
+            if not (prompt and through and prompt.begins(whole) and through.begins(whole)):
+                return None
+            spans.append(_answer(text, prompt.length(contents), through.length(contents)))
+        if self._unfilled:
+            self._unfilled -= 1
+            if (text, spans) != self._as_written(conversation):
+                self._skeletons = None
+                return None
+        return text, spans
+
+    def _as_written(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The text and what is learned of it, as the template writes this conversation and its beginnings."""
+        text = self._render(conversation)
+        if self._train_on is TrainOn.ALL:
+            return text, [(0, len(text))]
+        return text, [self._span(conversation, at, text) for at in self._learned(conversation)]
 
     def _render(self, conversation: Conversation) -> str:
         """The whole text, in which everything that was said about tools must be found again."""
@@ -166,9 +196,7 @@ class Encoder:
                 "not be that of serving; give a template that does not, or set dataset.trainOn: last-response",
                 param="spec.model.chatTemplate",
             )
-        # White space after the end-of-turn is the template's, not the model's to write.
-        end = len(through.rstrip())
-        return len(prompt), end if end > len(prompt) else len(through)
+        return _answer(text, len(prompt), len(through))
 
     def _examples(self, rendered: Sequence[_Rendered]) -> list["_Example"]:
         texts, cuts = [one.text for one in rendered], [one.cuts for one in rendered]
@@ -219,6 +247,12 @@ class Encoder:
             places[cut], done = len(ids) // ID_BYTES, cut
         ids += as_bytes(tokenize(self._tokenizer, [rendered.text[done:]])[0])
         return ids, places
+
+
+def _answer(text: str, start: int, end: int) -> tuple[int, int]:
+    """White space after the end-of-turn is the template's, not the model's to write."""
+    stripped = len(text[:end].rstrip())
+    return start, stripped if stripped > start else end
 
 
 class _Plain:
