@@ -5,7 +5,7 @@
 
 All read the JSON lines, apply the chat format, tokenise, mask the prompt and pack into rows of 1,024 tokens; ours also checks every row, removes
 duplicates, draws a validation split, hashes what it writes and makes the report. Clocks run from the start of the process to its end; memory is the
-proportional share (PSS) of the process and its children, sampled, at its highest. LLaMA-Factory needs other versions of our libraries: it is installed
+proportional share (PSS) of the process and its children, sampled, at its highest. Processor time is what others on the machine change least. LLaMA-Factory needs other versions of our libraries: it is installed
 (6 GB, with uv) into an environment of its own in the cache, at its first use. `--memory` compares ours with itself at a tenth of the rows.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -59,10 +60,11 @@ def _compare(work: Path, options: argparse.Namespace) -> None:
             found[name].append(_measured(name, work / f"{name}-{run}", data, model, processes=options.processes))
             print(f"{VARIANTS[name]}, run {run + 1}: {found[name][-1]}", file=sys.stderr, flush=True)
     print(f"{options.rows:,} rows, {options.processes} processes, median of {options.runs} runs\n")
-    print("| | seconds | rows/s | highest memory |\n|---|---|---|---|")
+    print("| | seconds | rows/s | processor µs a row | highest memory |\n|---|---|---|---|---|")
     for name, runs in found.items():
-        seconds, memory = (statistics.median(run[key] for run in runs) for key in ("seconds", "memory"))
-        print(f"| {VARIANTS[name]} | {seconds:,.1f} | {options.rows / seconds:,.0f} | {memory / 2**20:,.0f} MiB |")
+        seconds, processor, memory = (statistics.median(run[key] for run in runs) for key in ("seconds", "processor", "memory"))
+        each = processor / options.rows * 1e6
+        print(f"| {VARIANTS[name]} | {seconds:,.1f} | {options.rows / seconds:,.0f} | {each:,.0f} | {memory / 2**20:,.0f} MiB |")
 
 
 def _compare_memory(work: Path, options: argparse.Namespace) -> None:
@@ -137,7 +139,7 @@ def _make_model(folder: Path, data: Path) -> Path:
 
 
 def _measured(variant: str, place: Path, data: Path, model: Path, *, processes: int) -> dict[str, float]:
-    """Seconds and highest memory in bytes of one run."""
+    """Seconds, seconds of processors and highest memory in bytes of one run."""
     place.mkdir()
     environment = os.environ | {"HF_HOME": str(place / "cache"), "TMPDIR": str(place), "TOKENIZERS_PARALLELISM": "true"}
     python = sys.executable
@@ -147,17 +149,23 @@ def _measured(variant: str, place: Path, data: Path, model: Path, *, processes: 
     else:
         command = ["-m", f"benchmarks.data_{variant}", str(data), str(model), str(place / "out"), str(processes)]
         python = str(_llamafactory()) if variant == "llamafactory" else python
-    began = time.monotonic()
+    began, used = time.monotonic(), _processor_seconds()
     with (place / "log").open("w") as log, subprocess.Popen([python, *command], env=environment, stdout=log, stderr=log) as run:
         highest = 0
         while run.poll() is None:
             highest = max(highest, _memory(run.pid))
             time.sleep(SAMPLE_SECONDS)
-    seconds = time.monotonic() - began
+    seconds, processor = time.monotonic() - began, _processor_seconds() - used
     if run.returncode:
         sys.exit(f"{variant} failed:\n{(place / 'log').read_text()[-3000:]}")
     subprocess.run(["rm", "-rf", str(place)], check=True)
-    return {"seconds": seconds, "memory": float(highest)}
+    return {"seconds": seconds, "processor": processor, "memory": float(highest)}
+
+
+def _processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _llamafactory() -> Path:
