@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tunewright_trainer.prepare.template import tokenize
+from tunewright_trainer.prepare.template import as_bytes, tokenize
 
 _LONGEST_TAIL: Final = 64
 _MOST_TAILS: Final = 4096
@@ -33,7 +33,12 @@ class Boundaries:
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if special else None
         self._tails: dict[str, list[int]] = {}
 
-    def places(self, text: str, cuts: Sequence[int], ids: Sequence[int]) -> Mapping[int, int] | None:
+    def told(self, texts: Sequence[str], cuts: Sequence[Sequence[int]]) -> list[tuple[bytes, Mapping[int, int] | None]]:
+        """See `tunewright_trainer.prepare.encode.Teller`."""
+        wholes = tokenize(self._tokenizer, texts)
+        return [(as_bytes(ids), self._places(text, some, ids)) for text, some, ids in zip(texts, cuts, wholes, strict=True)]
+
+    def _places(self, text: str, cuts: Sequence[int], ids: Sequence[int]) -> Mapping[int, int] | None:
         """By cut of `text`, whose tokens are `ids`, the number of tokens before it; None where that cannot be told."""
         if self._pattern is None:
             return None

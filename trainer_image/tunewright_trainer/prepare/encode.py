@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -11,11 +11,13 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_trainer.prepare.boundaries import Boundaries
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.near import Signatures, signatures
-from tunewright_trainer.prepare.template import Unrenderable, needs_end_of_text, render, tokenize
+from tunewright_trainer.prepare.skeleton import Skeletons
+from tunewright_trainer.prepare.template import ID_BYTES, Unrenderable, as_bytes, needs_end_of_text, render, tokenize
+from tunewright_trainer.prepare.words import words
 
 IGNORED: Final = -100
 
-CHECKED: Final = 64  # texts whose beginnings are tokenised in any case, to see that `Boundaries` tells the same of this tokenizer
+CHECKED: Final = 64  # texts that are tokenised in any case, to see that a teller says the same as the tokenizer
 OVERLONG: Final = "longer than maxLength"
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
@@ -47,6 +49,16 @@ class Encoded:
         return self.ids[start:end], self.labels[start:end]
 
 
+Told = tuple[bytes, Mapping[int, int] | None]
+"""Token ids of a text, and by cut the number of tokens before it; None where the text's tokens do not begin with those of each beginning."""
+
+
+class Teller(Protocol):
+    """Tells of texts what the tokenizer would make of them, and of their beginnings up to each cut."""
+
+    def told(self, texts: Sequence[str], cuts: Sequence[Sequence[int]]) -> list[Told]: ...
+
+
 @dataclass(frozen=True)
 class _Rendered:
     """The text of a conversation and the spans of it that are learned."""
@@ -74,31 +86,33 @@ class Encoder:
         self._overlong = overlong
         self._near = near
         self._ends_text = needs_end_of_text(tokenizer, template)
-        self._boundaries: Boundaries | None = Boundaries(tokenizer)
+        self._tellers: list[Teller] = [teller for teller in (words(tokenizer), Boundaries(tokenizer), _Plain(tokenizer)) if teller]
         self._unchecked = CHECKED
+        self._skeletons: Skeletons | None = Skeletons(tokenizer, template)
+        self._unfilled = CHECKED
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoded:
         """Examples of at most the longest length. Those that are left out: refused by the template, too long, or with nothing to learn."""
         rendered = [self._rendered(conversation) for conversation in conversations]
-        kept: dict[int, tuple[Ints, Ints]] = {}
+        kept: dict[int, _Example] = {}
         drops = {number: found.reason for number, found in enumerate(rendered) if isinstance(found, Drop)}
         truncated = 0
         texts = {number: found for number, found in enumerate(rendered) if isinstance(found, _Rendered)}
         for number, example in zip(texts, self._examples(list(texts.values())), strict=True):
-            long = len(example[0]) > self._longest
+            long = len(example.ids) > self._longest * ID_BYTES
             if long and self._overlong is not Overlong.TRUNCATE:
                 drops[number] = OVERLONG
                 continue
-            example = (example[0][: self._longest], example[1][: self._longest])
-            if not (example[1] != IGNORED).any():
+            example = example.shortened(self._longest) if long else example
+            if not example.learned:
                 drops[number] = "nothing to learn within maxLength" if long else "nothing to learn"
                 continue
             truncated += long
             kept[number] = example
         return Encoded(
-            ids=np.concatenate([ids for ids, _ in kept.values()]) if kept else np.empty(0, np.int32),
-            labels=np.concatenate([labels for _, labels in kept.values()]) if kept else np.empty(0, np.int32),
-            lengths=np.array([len(ids) for ids, _ in kept.values()], dtype=np.int64),
+            ids=np.frombuffer(b"".join(example.ids for example in kept.values()), np.int32),
+            labels=np.frombuffer(b"".join(example.labels for example in kept.values()), np.int32),
+            lengths=np.array([len(example.ids) // ID_BYTES for example in kept.values()], dtype=np.int64),
             kept=np.array(list(kept), dtype=np.int64),
             drops=drops,
             truncated=truncated,
@@ -110,12 +124,7 @@ class Encoder:
             text = conversation.text + (self._tokenizer.eos_token or "")
             return _Rendered(text, [(0, len(text))])
         try:
-            text = self._render(conversation)
-            spans = (
-                [(0, len(text))]
-                if self._train_on is TrainOn.ALL
-                else [self._span(conversation, at, text) for at in self._learned(conversation)]
-            )
+            text, spans = self._filled(conversation) or self._as_written(conversation)
         except Unrenderable as why:
             return Drop(why.reason)
         if conversation.messages[-1]["role"] == "assistant" and spans:
@@ -124,6 +133,38 @@ class Encoder:
                 text += self._tokenizer.eos_token
                 spans[-1] = (spans[-1][0], len(text))
         return _Rendered(text, spans)
+
+    def _filled(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]] | None:
+        """The text and what is learned of it, where the template writes the same around any contents."""
+        contents = [message["content"] for message in conversation.messages]
+        plain = all(len(message) == 2 and message["role"] != "tool" for message in conversation.messages)
+        if self._skeletons is None or conversation.tools or not plain or not self._skeletons.fits(contents):
+            return None
+        roles = tuple(message["role"] for message in conversation.messages)
+        whole = self._skeletons.of(roles, generation_prompt=False)
+        if whole is None:
+            return None
+        text = whole.filled(contents)
+        spans = [(0, len(text))] if self._train_on is TrainOn.ALL else []
+        for at in [] if spans else self._learned(conversation):
+            prompt = self._skeletons.of(roles[:at], generation_prompt=True)
+            through = self._skeletons.of(roles[: at + 1], generation_prompt=False)
+            if not (prompt and through and prompt.begins(whole) and through.begins(whole)):
+                return None
+            spans.append(_answer(text, prompt.length(contents), through.length(contents)))
+        if self._unfilled:
+            self._unfilled -= 1
+            if (text, spans) != self._as_written(conversation):
+                self._skeletons = None
+                return None
+        return text, spans
+
+    def _as_written(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The text and what is learned of it, as the template writes this conversation and its beginnings."""
+        text = self._render(conversation)
+        if self._train_on is TrainOn.ALL:
+            return text, [(0, len(text))]
+        return text, [self._span(conversation, at, text) for at in self._learned(conversation)]
 
     def _render(self, conversation: Conversation) -> str:
         """The whole text, in which everything that was said about tools must be found again."""
@@ -155,62 +196,101 @@ class Encoder:
                 "not be that of serving; give a template that does not, or set dataset.trainOn: last-response",
                 param="spec.model.chatTemplate",
             )
-        # White space after the end-of-turn is the template's, not the model's to write.
-        end = len(through.rstrip())
-        return len(prompt), end if end > len(prompt) else len(through)
+        return _answer(text, len(prompt), len(through))
 
-    def _examples(self, rendered: Sequence[_Rendered]) -> list[tuple[Ints, Ints]]:
+    def _examples(self, rendered: Sequence[_Rendered]) -> list["_Example"]:
+        texts, cuts = [one.text for one in rendered], [one.cuts for one in rendered]
+        told = self._told(texts, cuts)
         # All texts go to the tokenizer at once: it works on many in parallel.
-        wholes = tokenize(self._tokenizer, [one.text for one in rendered]) if rendered else []
-        known = self._places(rendered, wholes)
-        parts = [one.text[:cut] for one, places in zip(rendered, known, strict=True) if places is None for cut in one.cuts]
+        parts = [one.text[:cut] for one, (_, places) in zip(rendered, told, strict=True) if places is None for cut in one.cuts]
         prefixes = iter(tokenize(self._tokenizer, parts) if parts else [])
         return [
-            self._example(one, ids, [next(prefixes) for _ in one.cuts]) if places is None else _labelled(one, ids, places)
-            for one, ids, places in zip(rendered, wholes, known, strict=True)
+            _example(one, *self._compared(one, ids, [as_bytes(next(prefixes)) for _ in one.cuts]))
+            if places is None
+            else _example(one, ids, places)
+            for one, (ids, places) in zip(rendered, told, strict=True)
         ]
 
-    def _places(self, rendered: Sequence[_Rendered], wholes: Sequence[list[int]]) -> Sequence[Mapping[int, int] | None]:
-        """How many tokens lie before each cut, where `Boundaries` can tell."""
-        if self._boundaries is None:
-            return [None] * len(rendered)
-        known = [self._boundaries.places(one.text, one.cuts, ids) for one, ids in zip(rendered, wholes, strict=True)]
-        for one, ids, places in list(zip(rendered, wholes, known, strict=True))[: self._unchecked]:
-            exact = tokenize(self._tokenizer, [one.text[:cut] for cut in one.cuts]) if places else []
-            if any(ids[: places[cut]] != prefix for cut, prefix in zip(one.cuts, exact, strict=places is not None) if places):
-                self._boundaries = None
-                return [None] * len(rendered)
-        self._unchecked = max(0, self._unchecked - len(rendered))
-        return known
+    def _told(self, texts: Sequence[str], cuts: Sequence[Sequence[int]]) -> list[Told]:
+        """By the first teller that told the truth of the texts whose tokens and beginnings were compared."""
+        told = self._tellers[0].told(texts, cuts)
+        compared = range(min(self._unchecked, len(texts)))
+        if not all(self._is_true(texts[number], cuts[number], told[number]) for number in compared):
+            del self._tellers[0]
+            self._unchecked = CHECKED
+            return self._told(texts, cuts)
+        self._unchecked -= len(compared)
+        return told
 
-    def _example(self, rendered: _Rendered, whole: list[int], prefixes: Sequence[list[int]]) -> tuple[Ints, Ints]:
-        """From the tokens of the whole text and of the beginnings up to each cut."""
-        if all(whole[: len(prefix)] == prefix for prefix in prefixes):
-            return _labelled(rendered, whole, dict(zip(rendered.cuts, map(len, prefixes), strict=True)))
-        return _labelled(rendered, *self._piecewise(rendered, prefixes))
+    def _is_true(self, text: str, cuts: Sequence[int], told: Told) -> bool:
+        ids, places = told
+        whole, *beginnings = map(as_bytes, tokenize(self._tokenizer, [text, *(text[:cut] for cut in cuts)]))
+        return ids == whole and (places is None or [ids[: places[cut] * ID_BYTES] for cut in cuts] == beginnings)
 
-    def _piecewise(self, rendered: _Rendered, prefixes: Sequence[list[int]]) -> tuple[list[int], dict[int, int]]:
+    def _compared(self, rendered: _Rendered, whole: bytes, prefixes: Sequence[bytes]) -> tuple[bytes, Mapping[int, int]]:
+        """Ids and places from the tokens of the whole text and of the beginnings up to each cut."""
+        if all(map(whole.startswith, prefixes)):
+            return whole, {cut: len(prefix) // ID_BYTES for cut, prefix in zip(rendered.cuts, prefixes, strict=True)}
+        return self._piecewise(rendered, prefixes)
+
+    def _piecewise(self, rendered: _Rendered, prefixes: Sequence[bytes]) -> tuple[bytes, dict[int, int]]:
         """Ids where a token would reach over a cut: the text goes on from the prompt's own ids wherever these go on from what is there."""
         starts = {start for start, _ in rendered.spans}
-        ids: list[int] = []
-        places = {0: 0}
+        ids = b""
+        places = {}
         done = 0
         for cut, prefix in zip(rendered.cuts, prefixes, strict=True):
-            if cut in starts and prefix[: len(ids)] == ids:
-                ids = list(prefix)
+            if cut in starts and prefix.startswith(ids):
+                ids = prefix
             else:
-                ids += tokenize(self._tokenizer, [rendered.text[done:cut]])[0]
-            places[cut], done = len(ids), cut
-        ids += tokenize(self._tokenizer, [rendered.text[done:]])[0]
+                ids += as_bytes(tokenize(self._tokenizer, [rendered.text[done:cut]])[0])
+            places[cut], done = len(ids) // ID_BYTES, cut
+        ids += as_bytes(tokenize(self._tokenizer, [rendered.text[done:]])[0])
         return ids, places
 
 
-def _labelled(rendered: _Rendered, ids: list[int], places: Mapping[int, int]) -> tuple[Ints, Ints]:
-    """Ids and labels; `places` says how many tokens lie before each cut."""
-    ends = {0: 0, **places, len(rendered.text): len(ids)}
-    input_ids = np.array(ids, dtype=np.int32)
-    labels = np.full_like(input_ids, IGNORED)
-    for start, end in rendered.spans:
-        labels[ends[start] : ends[end]] = input_ids[ends[start] : ends[end]]
-    labels[:1] = IGNORED  # nothing predicts the first token
-    return input_ids, labels
+def _answer(text: str, start: int, end: int) -> tuple[int, int]:
+    """White space after the end-of-turn is the template's, not the model's to write."""
+    stripped = len(text[:end].rstrip())
+    return start, stripped if stripped > start else end
+
+
+class _Plain:
+    """Tells of any tokenizer what it makes of the whole text, and nothing of its beginnings."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def told(self, texts: Sequence[str], _cuts: Sequence[Sequence[int]]) -> list[Told]:
+        return [(as_bytes(ids), None) for ids in tokenize(self._tokenizer, texts)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """A text's ids, and from where to where they are learned, in tokens."""
+
+    ids: bytes
+    learned: Sequence[tuple[int, int]]
+
+    def shortened(self, longest: int) -> "_Example":
+        """The first `longest` tokens."""
+        learned = [(start, min(end, longest)) for start, end in self.learned if start < longest]
+        return _Example(self.ids[: longest * ID_BYTES], learned)
+
+    @property
+    def labels(self) -> bytes:
+        labels = bytearray(_NOTHING * (len(self.ids) // ID_BYTES))
+        for start, end in self.learned:
+            labels[start * ID_BYTES : end * ID_BYTES] = self.ids[start * ID_BYTES : end * ID_BYTES]
+        return bytes(labels)
+
+
+_NOTHING: Final = as_bytes([IGNORED])
+
+
+def _example(rendered: _Rendered, ids: bytes, places: Mapping[int, int]) -> _Example:
+    """`places` says how many tokens lie before each cut."""
+    ends = {0: 0, **places, len(rendered.text): len(ids) // ID_BYTES}
+    # Nothing predicts the first token.
+    learned = [(max(ends[start], 1), ends[end]) for start, end in rendered.spans]
+    return _Example(ids, [(start, end) for start, end in learned if start < end])
