@@ -14,6 +14,7 @@ from tunewright_crds.dataset import Dataset, DatasetStatus, Overlong, Split
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
+from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import OVERLONG, Encoded
@@ -21,7 +22,6 @@ from tunewright_trainer.prepare.encoding import Recipe, encoded
 from tunewright_trainer.prepare.keys import KEY, SPLITS, KeyFile, Keys, fates
 from tunewright_trainer.prepare.model import BaseModel, check_causal, fetch_base_model
 from tunewright_trainer.prepare.near import SignatureFile
-from tunewright_trainer.prepare.refusals import refuses
 from tunewright_trainer.prepare.report import Findings, page
 from tunewright_trainer.prepare.sources import OpenSource, Read, in_reading_order, open_sources
 from tunewright_trainer.prepare.spill import Spill, SplitWriter
@@ -116,6 +116,7 @@ class _Preparation:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.drops = Drops(folder.with_name(DROPS), sources)
         self.findings = Findings(self.status, self.options, sources, self.drops, longest=self.longest)
+        self.cleaner = Cleaner(self.options.cleaning)
         self._near = self.options.cleaning.near_duplicates.enabled or tests(self.options)
         self._seed = config.spec.hyperparameters.seed.to_bytes(8, "little")
 
@@ -157,34 +158,18 @@ class _Preparation:
             reads: list[Read] = []
             batch: list[Conversation] = []
             for read in source.read(scratch):
-                conversation = self._clean(read)
-                if conversation is None:
+                found = read.found if isinstance(read.found, Drop) else self.cleaner.clean(read.found)
+                if isinstance(found, Drop):
+                    self.drops.add(found.reason, read)
                     continue
                 reads.append(read)
-                batch.append(conversation)
+                batch.append(found)
                 if len(batch) == BATCH:
                     yield (reads, self._keys(source, reads, batch)), batch
                     reads, batch = [], []
             if batch:
                 yield (reads, self._keys(source, reads, batch)), batch
             log.info("read %s: %d rows, %d unusable", source.place.uri, source.rows, source.invalid)
-
-    def _clean(self, read: Read) -> Conversation | None:
-        """The conversation, unless a cleaning rule drops it."""
-        rules = self.options.cleaning
-        if isinstance(read.found, Drop):
-            self.drops.add(read.found.reason, read)
-            return None
-        conversation = read.found.cleaned()
-        if sum(map(len, conversation.texts)) > rules.max_characters:
-            self.drops.add("longer than cleaning.maxCharacters", read)
-        elif any(_says_less(conversation, at, rules.min_output_characters) for at in conversation.answers):
-            self.drops.add("answer shorter than cleaning.minOutputCharacters", read)
-        elif rules.drop_refusals and refuses(conversation):
-            self.drops.add("an answer that declines", read)
-        else:
-            return conversation
-        return None
 
     def _keys(self, source: OpenSource, reads: list[Read], batch: list[Conversation]) -> Keys:
         keys = np.empty(len(batch), dtype=KEY)
@@ -305,12 +290,6 @@ class _Preparation:
 def tests(options: Dataset) -> bool:
     """Whether there will be rows to test with."""
     return options.test_fraction > 0 or any(source.split is Split.TEST for source in options.sources)
-
-
-def _says_less(conversation: Conversation, at: int, characters: int) -> bool:
-    """Whether an answer is shorter; a call of a tool says enough."""
-    message = conversation.messages[at]
-    return not message.get("tool_calls") and len(message["content"].strip()) < characters
 
 
 def _hash(content: bytes, size: int, seed: bytes = b"") -> bytes:
