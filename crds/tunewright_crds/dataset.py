@@ -55,6 +55,12 @@ class TrainOn(StrEnum):
     ALL = "all"
 
 
+class PersonalData(StrEnum):
+    KEEP = "keep"
+    DROP = "drop"
+    MASK = "mask"
+
+
 class Source(
     Part,
     json_schema_extra=Rules(
@@ -142,6 +148,12 @@ class Cleaning(Part):
     min_output_characters: int = Field(1, alias="minOutputCharacters", ge=0, le=1_000_000, description="Drop rows with a shorter answer.")
     max_characters: int = Field(
         100_000, alias="maxCharacters", ge=1, le=10_000_000, description="Drop longer rows, in characters of the whole conversation."
+    )
+    personal_data: PersonalData = Field(
+        PersonalData.KEEP,
+        alias="personalData",
+        description="E-mail and public IP addresses, phone numbers, payment cards, IBANs, and national ids with a checksum: keep them, drop rows that "
+        "hold them, or mask each by a word such as <EMAIL>. Names and postal addresses are not found.",
     )
 
 

@@ -115,8 +115,8 @@ class _Preparation:
         self.longest = min(self.options.max_length, model.context or self.options.max_length)
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.drops = Drops(folder.with_name(DROPS), sources)
-        self.findings = Findings(self.status, self.options, sources, self.drops, longest=self.longest)
         self.cleaner = Cleaner(self.options.cleaning)
+        self.findings = Findings(self.status, self.options, sources, self.drops, self.cleaner, longest=self.longest)
         self._near = self.options.cleaning.near_duplicates.enabled or tests(self.options)
         self._seed = config.spec.hyperparameters.seed.to_bytes(8, "little")
 

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 
 from tunewright_crds.dataset import Dataset, DatasetStatus, Split
+from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
 from tunewright_trainer.prepare.sources import MAX_ERRORS_TOLD, OpenSource
@@ -24,12 +25,15 @@ FEW, MANY, LITTLE, ENOUGH = 0.01, 0.05, 0.1, 100
 class Findings:
     """What is noted while data is prepared. The report is the one place that shows rows: three examples with what is learned of them."""
 
-    def __init__(self, status: DatasetStatus, options: Dataset, sources: list[OpenSource], drops: Drops, *, longest: int) -> None:
+    def __init__(
+        self, status: DatasetStatus, options: Dataset, sources: list[OpenSource], drops: Drops, cleaner: Cleaner, *, longest: int
+    ) -> None:
         self.status = status
         self.options = options
         self.sources = sources
         self.longest = longest
         self.drops = drops
+        self.cleaner = cleaner
         self.splits: dict[str, Written] = {}
         self.truncated = 0
         self._samples: list[list[dict[str, Any]]] = []
@@ -74,6 +78,7 @@ class Findings:
             "errors": [error for source in self.sources for error in source.errors][:MAX_ERRORS_TOLD],
             "dropped": dict(self.drops.counts.most_common()),
             "droppedAt": self.drops.places,
+            **self.cleaner.facts(),
             "truncated": self.truncated,
             "longestAllowed": self.longest,
             "splits": self.told_splits(),
