@@ -3,12 +3,129 @@
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, SecretName
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
+LANGUAGES: Final = [
+    "af",
+    "am",
+    "an",
+    "ar",
+    "as",
+    "az",
+    "ba",
+    "be",
+    "bg",
+    "bn",
+    "br",
+    "bs",
+    "ca",
+    "cs",
+    "cy",
+    "da",
+    "de",
+    "dz",
+    "el",
+    "en",
+    "eo",
+    "es",
+    "et",
+    "eu",
+    "fa",
+    "fi",
+    "fo",
+    "fr",
+    "fy",
+    "ga",
+    "gd",
+    "gl",
+    "gu",
+    "ha",
+    "he",
+    "hi",
+    "hr",
+    "ht",
+    "hu",
+    "hy",
+    "id",
+    "ig",
+    "is",
+    "it",
+    "ja",
+    "jv",
+    "ka",
+    "kk",
+    "km",
+    "kn",
+    "ko",
+    "ku",
+    "ky",
+    "la",
+    "lb",
+    "lg",
+    "ln",
+    "lo",
+    "lt",
+    "lv",
+    "mg",
+    "mk",
+    "ml",
+    "mn",
+    "mr",
+    "ms",
+    "mt",
+    "my",
+    "ne",
+    "nl",
+    "nn",
+    "no",
+    "oc",
+    "om",
+    "or",
+    "pa",
+    "pl",
+    "ps",
+    "pt",
+    "qu",
+    "ro",
+    "ru",
+    "rw",
+    "sa",
+    "se",
+    "si",
+    "sk",
+    "sl",
+    "sn",
+    "so",
+    "sq",
+    "sr",
+    "st",
+    "sv",
+    "sw",
+    "ta",
+    "te",
+    "tg",
+    "th",
+    "tk",
+    "tl",
+    "tr",
+    "tt",
+    "ug",
+    "uk",
+    "ur",
+    "uz",
+    "vi",
+    "vo",
+    "wa",
+    "xh",
+    "yo",
+    "zh",
+    "zu",
+]
+"""Codes (ISO 639-1) of the languages that the trainer tells apart."""
 
 
 class DataFormat(StrEnum):
@@ -59,6 +176,15 @@ class PersonalData(StrEnum):
     KEEP = "keep"
     DROP = "drop"
     MASK = "mask"
+
+
+def _language(code: str) -> str:
+    if code in LANGUAGES:
+        return code
+    raise ValueError(f"must be one of {', '.join(LANGUAGES)}")
+
+
+Language = Annotated[str, AfterValidator(_language), WithJsonSchema({"type": "string", "enum": LANGUAGES})]
 
 
 class Source(
@@ -154,6 +280,12 @@ class Cleaning(Part):
         alias="personalData",
         description="E-mail and public IP addresses, phone numbers, payment cards, IBANs, and national ids with a checksum: keep them, drop rows that "
         "hold them, or mask each by a word such as <EMAIL>. Names and postal addresses are not found.",
+    )
+    languages: list[Language] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Drop rows whose answers are in another language than these (ISO 639-1), as [en, de]; empty: none is dropped. Answers that are too "
+        "short to tell stay.",
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from tunewright_crds.dataset import Cleaning, PersonalData
 from tunewright_trainer.prepare.conversation import Conversation, Drop
+from tunewright_trainer.prepare.languages import UNSURE, Languages
 from tunewright_trainer.prepare.refusals import refuses
 
 
@@ -14,6 +15,8 @@ class Cleaner:
     def __init__(self, rules: Cleaning) -> None:
         self.rules = rules
         self.masked: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
+        self._languages = Languages() if rules.languages else None
 
     def clean(self, found: Conversation) -> Conversation | Drop:
         """The conversation as it is to be learned, or why it is dropped."""
@@ -25,9 +28,17 @@ class Cleaner:
             return Drop("answer shorter than cleaning.minOutputCharacters")
         if rules.drop_refusals and refuses(conversation):
             return Drop("an answer that declines")
+        if self._languages and (language := self._language(self._languages, conversation)) not in (UNSURE, *rules.languages):
+            return Drop(f"an answer in another language ({language})")
         if rules.personal_data is not PersonalData.KEEP:
             return self._without_personal_data(conversation)
         return conversation
+
+    def _language(self, languages: Languages, conversation: Conversation) -> str:
+        answers = [conversation.messages[at]["content"] for at in conversation.answers] or [conversation.text]
+        language = languages.of("\n".join(answers).strip())
+        self.languages[language] += 1
+        return language
 
     def _without_personal_data(self, conversation: Conversation) -> Conversation | Drop:
         # The library of phone numbers takes most of a second to load.
@@ -40,7 +51,7 @@ class Cleaner:
 
     def facts(self) -> dict[str, Any]:
         """What the report tells of the rules besides the drops."""
-        return {"masked": dict(self.masked.most_common())}
+        return {"masked": dict(self.masked.most_common()), "languages": dict(self.languages.most_common())}
 
 
 def _says_less(conversation: Conversation, at: int, characters: int) -> bool:
