@@ -9,6 +9,8 @@ from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, 
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
+AGAINST_ENABLED: Final = "against is for a decontamination that is enabled"
+NOTHING_HELD_OUT: Final = "decontaminate needs something to compare with: a source with split: test or validation, or against"
 LANGUAGES: Final = (  # noqa: SIM905
     "af am an ar as az ba be bg bn br bs ca cs cy da de dz el en eo es et eu fa fi fo fr fy ga gd gl gu "
     "ha he hi hr ht hu hy id ig is it ja jv ka kk km kn ko ku ky la lb lg ln lo lt lv mg mk ml mn mr ms mt my ne "
@@ -146,6 +148,35 @@ class NearDuplicates(Part):
     )
 
 
+class Decontamination(
+    Part,
+    json_schema_extra=Rules(
+        ("self.enabled || self.against.size() == 0", AGAINST_ENABLED),
+        (f"self.against.all(uri, !uri.startsWith('hf://') || uri.matches('{DATA_PINNED}'))", PIN_DATA),
+    ),
+):
+    """Rows to train on that hold a piece of what is tested with."""
+
+    enabled: bool = Field(
+        False,
+        description="Drop rows to train on that share a run of words with a row of the sources to test or validate with, or of `against`.",
+    )
+    words: int = Field(
+        13, ge=5, le=100, description="So many words in a row. A row with fewer is compared whole; system messages are not compared."
+    )
+    against: list[DataUri] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Further files, folders or patterns to compare with, such as benchmarks, of any shape; read with dataset.credentialsSecret, never trained on.",
+    )
+
+    @model_validator(mode="after")
+    def _enabled(self) -> "Decontamination":
+        if self.against and not self.enabled:
+            raise ValueError(AGAINST_ENABLED)
+        return self
+
+
 class Cleaning(Part):
     """What is dropped before training; the report counts each drop by its reason."""
 
@@ -177,10 +208,18 @@ class Cleaning(Part):
         "short to tell stay.",
     )
 
+    decontaminate: Decontamination = Field(
+        default_factory=Decontamination, description="Rows to train on that hold a piece of what is tested with."
+    )
+
 
 class Dataset(
     Part,
     json_schema_extra=Rules(
+        (
+            "!self.cleaning.decontaminate.enabled || self.cleaning.decontaminate.against.size() > 0 || self.sources.exists(s, s.split != 'train')",
+            NOTHING_HELD_OUT,
+        ),
         ("self.validationFraction + self.testFraction < 1.0", "validationFraction and testFraction together must be below 1"),
         ("self.sources.exists(s, s.split == 'train')", "at least one source must have split: train"),
     ),
@@ -231,6 +270,9 @@ class Dataset(
             raise ValueError("validationFraction and testFraction together must be below 1")
         if not any(source.split is Split.TRAIN for source in self.sources):
             raise ValueError("at least one source must have split: train")
+        against = self.cleaning.decontaminate
+        if against.enabled and not against.against and all(source.split is Split.TRAIN for source in self.sources):
+            raise ValueError(NOTHING_HELD_OUT)
         return self
 
 

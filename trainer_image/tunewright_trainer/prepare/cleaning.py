@@ -1,9 +1,11 @@
 """The rules that look at one row at a time: it passes, changed or not, or is dropped for a reason."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from tunewright_crds.dataset import Cleaning, PersonalData
+from tunewright_crds.dataset import Cleaning, PersonalData, Split
+from tunewright_trainer.prepare.contamination import HeldOut
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.languages import UNSURE, Languages
 from tunewright_trainer.prepare.refusals import refuses
@@ -17,9 +19,16 @@ class Cleaner:
         self.masked: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
         self._languages = Languages() if rules.languages else None
+        self._held_out = HeldOut(rules.decontaminate.words) if rules.decontaminate.enabled else None
 
-    def clean(self, found: Conversation) -> Conversation | Drop:
-        """The conversation as it is to be learned, or why it is dropped."""
+    def hold_out(self, rows: Iterable[Conversation]) -> None:
+        """Drop rows to train on that share a run of words with one of these, if that is a rule."""
+        if self._held_out:
+            for row in rows:
+                self._held_out.add(row)
+
+    def clean(self, found: Conversation, split: Split) -> Conversation | Drop:
+        """The conversation as it is to be learned, or why it is dropped. Rows that are held out must come first."""
         rules = self.rules
         conversation = found.cleaned()
         if sum(map(len, conversation.texts)) > rules.max_characters:
@@ -30,6 +39,10 @@ class Cleaner:
             return Drop("an answer that declines")
         if self._languages and (language := self._language(self._languages, conversation)) not in (UNSURE, *rules.languages):
             return Drop(f"an answer in another language ({language})")
+        if split is not Split.TRAIN:
+            self.hold_out([conversation])
+        elif self._held_out and self._held_out.shares(conversation):
+            return Drop(f"shares {rules.decontaminate.words} words in a row with a held-out row")
         if rules.personal_data is not PersonalData.KEEP:
             return self._without_personal_data(conversation)
         return conversation

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from tunewright_trainer.prepare.keys import KEY, SPLITS, KeyFile, Keys, fates
 from tunewright_trainer.prepare.model import BaseModel, check_causal, fetch_base_model
 from tunewright_trainer.prepare.near import SignatureFile
 from tunewright_trainer.prepare.report import Findings, page
-from tunewright_trainer.prepare.sources import OpenSource, Read, in_reading_order, open_sources
+from tunewright_trainer.prepare.sources import OpenSource, Read, in_reading_order, open_held_out, open_sources
 from tunewright_trainer.prepare.spill import Spill, SplitWriter
 from tunewright_trainer.prepare.template import chat_template, check_template, load_tokenizer
 from tunewright_trainer.process import raise_if_stopped, telling, thread_count
@@ -55,7 +55,8 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
         model = fetch_base_model(config, work / "base")
         template = chat_template(model.folder, config.spec.model.chat_template)
         sources = open_sources(config)
-        digest = address(config, sources, model, template)
+        held_out = open_held_out(config)
+        digest = address(config, sources, model, template, held_out=held_out)
         key = dataset_key(config.job.namespace, digest) if key is None else key
         found = read_manifest(store, key)
         if found is not None and found.get("digest") == digest:
@@ -66,7 +67,9 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
         if found is not None:
             store.delete(join(key, entry["name"]) for entry in found["files"])
         check_causal(model)
-        work_on = _Preparation(config, sources=sources, model=model, template=template, digest=digest, folder=work / "prepared")
+        work_on = _Preparation(
+            config, sources=sources, held_out=held_out, model=model, template=template, digest=digest, folder=work / "prepared"
+        )
         outcome.dataset = work_on.status
         try:
             work_on.run()
@@ -84,7 +87,7 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
     return outcome
 
 
-def address(config: PodConfig, sources: list[OpenSource], model: BaseModel, template: str) -> str:
+def address(config: PodConfig, sources: list[OpenSource], model: BaseModel, template: str, *, held_out: Sequence[OpenSource] = ()) -> str:
     """The SHA-256 of everything that the prepared data depends on."""
     options = config.spec.dataset.model_dump(mode="json", by_alias=True)
     depends: dict[str, Any] = {
@@ -95,6 +98,8 @@ def address(config: PodConfig, sources: list[OpenSource], model: BaseModel, temp
         "template": template,
         "model": model.hashes,
     }
+    if held_out:
+        depends["heldOut"] = [source.identity() for source in held_out]
     if model.commit:
         depends["modelCommit"] = model.commit
     return hashlib.sha256(orjson.dumps(depends, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -103,10 +108,21 @@ def address(config: PodConfig, sources: list[OpenSource], model: BaseModel, temp
 class _Preparation:
     """One preparation."""
 
-    def __init__(self, config: PodConfig, *, sources: list[OpenSource], model: BaseModel, template: str, digest: str, folder: Path) -> None:
+    def __init__(
+        self,
+        config: PodConfig,
+        *,
+        sources: list[OpenSource],
+        held_out: list[OpenSource],
+        model: BaseModel,
+        template: str,
+        digest: str,
+        folder: Path,
+    ) -> None:
         self.config = config
         self.options = config.spec.dataset
         self.sources = sources
+        self.held_out = held_out
         self.model = model
         self.template = template
         self.folder = folder
@@ -154,11 +170,13 @@ class _Preparation:
 
     def _batches(self, scratch: Path) -> Iterator[tuple[tuple[list[Read], Keys], list[Conversation]]]:
         """Conversations that pass the cleaning rules, with where they are from and their keys."""
+        for source in self.held_out:
+            self.cleaner.hold_out(source.read_all(scratch))
         for source in in_reading_order(self.sources):
             reads: list[Read] = []
             batch: list[Conversation] = []
             for read in source.read(scratch):
-                found = read.found if isinstance(read.found, Drop) else self.cleaner.clean(read.found)
+                found = read.found if isinstance(read.found, Drop) else self.cleaner.clean(read.found, source.spec.split)
                 if isinstance(found, Drop):
                     self.drops.add(found.reason, read)
                     continue
@@ -282,6 +300,7 @@ class _Preparation:
             "chatTemplate": self.template,
             "splits": self.findings.told_splits(),
             "sources": [source.identity() for source in self.sources],
+            "heldOut": [source.identity() for source in self.held_out],
             "licenses": self.status.licenses,
             "modelCommit": self.model.commit,
         }

@@ -107,15 +107,15 @@ def open_store(settings: StorageSettings, credentials_folder: str | Path = names
     )
 
 
-def open_source(config: PodConfig, index: int) -> Place:
-    """Source number `index` of the job's data."""
+def open_source(config: PodConfig, uri: str, *, param: str) -> Place:
+    """A file, folder or pattern of the job's data, which the field `param` names."""
     return _open(
         config,
-        config.spec.dataset.sources[index].uri,
+        uri,
         secret=config.spec.dataset.credentials_secret,
         folder=names.DATASET_CREDENTIALS,
         missing=FailureCode.DATA_NOT_FOUND,
-        param=f"spec.dataset.sources[{index}].uri",
+        param=param,
         patterns=True,
     )
 
