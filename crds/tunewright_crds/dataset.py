@@ -9,6 +9,7 @@ from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, 
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
+WEIGHT_TRAINS: Final = "weight is for rows to train on: each row to test or validate with counts once"
 AGAINST_ENABLED: Final = "against is for a decontamination that is enabled"
 NOTHING_HELD_OUT: Final = "decontaminate needs something to compare with: a source with split: test or validation, or against"
 LANGUAGES: Final = (  # noqa: SIM905
@@ -84,6 +85,7 @@ class Source(
         ("self.template == '' || (self.format == 'auto' && self.columns.size() == 0)", "with a template, format and columns say nothing"),
         (f"!self.uri.startsWith('hf://') || self.uri.matches('{DATA_PINNED}')", PIN_DATA),
         ("self.choices.size() == 0 || self.template != ''", "choices are for a template"),
+        ("self.split == 'train' || self.weight == 1.0", WEIGHT_TRAINS),
     ),
 ):
     """One source of instruction data."""
@@ -121,6 +123,13 @@ class Source(
     max_examples: int | None = Field(
         None, alias="maxExamples", ge=1, le=1_000_000_000, description="Take at most so many rows of this source."
     )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="How often each row to train on occurs in an epoch: 0.5 takes about half of the rows (always the same), 2 takes each twice, 2.5 takes each "
+        "twice and half of them a third time. Counted after cleaning and splitting.",
+    )
     license: str = Field(
         "",
         max_length=128,
@@ -128,11 +137,13 @@ class Source(
     )
 
     @model_validator(mode="after")
-    def _template_alone(self) -> "Source":
+    def _have_an_effect(self) -> "Source":
         if self.template and (self.format is not DataFormat.AUTO or self.columns):
             raise ValueError("with a template, format and columns say nothing: leave them out")
         if self.choices and not self.template:
             raise ValueError("choices are for a template: give one, or leave them out")
+        if self.weight != 1 and self.split is not Split.TRAIN:
+            raise ValueError(WEIGHT_TRAINS)
         return self
 
 
@@ -285,7 +296,9 @@ class DatasetStatus(Part):
     test_examples: int = Field(0, alias="testExamples", ge=0, description="Examples kept for testing.")
     tokens: int = Field(0, ge=0, description="Tokens of the train examples.")
     trainable_tokens: int = Field(0, alias="trainableTokens", ge=0, description="Those of them that are learned.")
-    rejected: int = Field(0, ge=0, description="Unusable rows and rows dropped by cleaning.")
+    rejected: int = Field(
+        0, ge=0, description="Unusable rows, rows dropped by cleaning, and rows not drawn because of their source's weight."
+    )
     reused: bool = Field(False, description="Whether the data had been prepared before.")
     licenses: list[Annotated[str, Field(max_length=128)]] = Field(
         default_factory=list, max_length=MAX_SOURCES, description="Licences of the data."

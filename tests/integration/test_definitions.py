@@ -65,6 +65,12 @@ FIELDS = {
         {"enabled": True, "against": ["hf://datasets/org/name/x.jsonl"]},
         "pin a commit",
     ),
+    "weight 0": ("dataset.sources.0.weight", 0, "dataset.sources[0].weight"),
+    "rows to test with, twice": (
+        "dataset.sources",
+        [{"uri": "s3://data/x"}, {"uri": "s3://data/y", "split": "test", "weight": 2}],
+        "weight is for rows to train on",
+    ),
     "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
     "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
     "two GPUs": ("resources.gpus", 2, "resources.gpus"),
@@ -88,6 +94,7 @@ RIGHT = {
         "dataset.cleaning.decontaminate",
         {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
     ),
+    "half of the rows": ("dataset.sources.0.weight", 0.5),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),
 }
 

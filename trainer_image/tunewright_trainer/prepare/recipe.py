@@ -19,7 +19,7 @@ from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import OVERLONG, Encoded
 from tunewright_trainer.prepare.encoding import Recipe, encoded
-from tunewright_trainer.prepare.keys import KEY, SPLITS, KeyFile, Keys, fates
+from tunewright_trainer.prepare.keys import DROPPED, KEY, SPLITS, KeyFile, Keys, copies, fates
 from tunewright_trainer.prepare.model import BaseModel, check_causal, fetch_base_model
 from tunewright_trainer.prepare.near import SignatureFile
 from tunewright_trainer.prepare.report import Findings, page
@@ -250,9 +250,12 @@ class _Preparation:
         near = self.signatures.pairs(self.options.cleaning.near_duplicates.threshold) if self._near else None
         found = fates(self.keys, self.options, self._drop_all, near=near)
         writers = [SplitWriter(self.folder / split.value, self.options) for split in SPLITS]
-        for number, examples in self.spill.pieces(found):
-            raise_if_stopped()
-            writers[number].add(examples)
+        times = copies(self.keys, found, [source.spec.weight for source in self.sources], self._drop_all)
+        for before in range(times.max(initial=1)):
+            # Copies of an example come far apart, so that they are seldom packed into one row.
+            for number, examples in self.spill.pieces(np.where(times > before, found, np.uint8(DROPPED))):
+                raise_if_stopped()
+                writers[number].add(examples)
         for split, writer in zip(SPLITS, writers, strict=True):
             writer.close()
             self.findings.splits[split.value] = writer.written

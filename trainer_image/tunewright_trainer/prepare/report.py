@@ -70,6 +70,7 @@ class Findings:
                     "skippedFiles": source.skipped[:MAX_ERRORS_TOLD],
                     "rows": source.rows,
                     "invalid": source.invalid,
+                    "weight": source.spec.weight,
                     "license": source.license,
                 }
                 for source in self.sources
