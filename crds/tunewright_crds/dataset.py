@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, SecretName
+from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, SecretName, claim_of
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
@@ -91,7 +91,7 @@ class Source(
     """One source of instruction data."""
 
     uri: DataUri = Field(
-        description="A file, a folder of files, or a pattern such as s3://bucket/**/part-*.jsonl or hf://datasets/org/name@revision/*.parquet: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them."
+        description="A file, a folder of files, or a pattern such as s3://bucket/**/part-*.jsonl hf://datasets/org/name@revision/*.parquet or pvc://claim/path: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them."
     )
     format: DataFormat = Field(
         DataFormat.AUTO,
@@ -274,6 +274,12 @@ class Dataset(
         max_length=64,
         description="Licences that no source may have; `*` stands for anything, as in cc-by-nc-*, and `unknown` for sources that name none.",
     )
+
+    @property
+    def claims(self) -> list[str]:
+        """The PersistentVolumeClaims that are read from, each once."""
+        uris = [*(source.uri for source in self.sources), *self.cleaning.decontaminate.against]
+        return sorted({claim for uri in uris if (claim := claim_of(uri))})
 
     @model_validator(mode="after")
     def _fractions(self) -> "Dataset":
