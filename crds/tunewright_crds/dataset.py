@@ -3,12 +3,21 @@
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, SecretName
+from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, SecretName, claim_of
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
+WEIGHT_TRAINS: Final = "weight is for rows to train on: each row to test or validate with counts once"
+AGAINST_ENABLED: Final = "against is for a decontamination that is enabled"
+NOTHING_HELD_OUT: Final = "decontaminate needs something to compare with: a source with split: test or validation, or against"
+LANGUAGES: Final = (  # noqa: SIM905
+    "af am an ar as az ba be bg bn br bs ca cs cy da de dz el en eo es et eu fa fi fo fr fy ga gd gl gu "
+    "ha he hi hr ht hu hy id ig is it ja jv ka kk km kn ko ku ky la lb lg ln lo lt lv mg mk ml mn mr ms mt my ne "
+    "nl nn no oc om or pa pl ps pt qu ro ru rw sa se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz vi vo wa xh yo zh zu"
+).split()
+"""Codes (ISO 639-1) of the languages that the trainer tells apart."""
 
 
 class DataFormat(StrEnum):
@@ -55,18 +64,34 @@ class TrainOn(StrEnum):
     ALL = "all"
 
 
+class PersonalData(StrEnum):
+    KEEP = "keep"
+    DROP = "drop"
+    MASK = "mask"
+
+
+def _language(code: str) -> str:
+    if code in LANGUAGES:
+        return code
+    raise ValueError(f"must be one of {', '.join(LANGUAGES)}")
+
+
+Language = Annotated[str, AfterValidator(_language), WithJsonSchema({"type": "string", "enum": LANGUAGES})]
+
+
 class Source(
     Part,
     json_schema_extra=Rules(
         ("self.template == '' || (self.format == 'auto' && self.columns.size() == 0)", "with a template, format and columns say nothing"),
         (f"!self.uri.startsWith('hf://') || self.uri.matches('{DATA_PINNED}')", PIN_DATA),
         ("self.choices.size() == 0 || self.template != ''", "choices are for a template"),
+        ("self.split == 'train' || self.weight == 1.0", WEIGHT_TRAINS),
     ),
 ):
     """One source of instruction data."""
 
     uri: DataUri = Field(
-        description="A file, a folder of files, or a pattern such as s3://bucket/**/part-*.jsonl or hf://datasets/org/name@revision/*.parquet: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them."
+        description="A file, a folder of files, or a pattern such as s3://bucket/**/part-*.jsonl hf://datasets/org/name@revision/*.parquet or pvc://claim/path: .jsonl, .json, .csv, .tsv, .parquet; .gz and .zst beside them."
     )
     format: DataFormat = Field(
         DataFormat.AUTO,
@@ -98,6 +123,13 @@ class Source(
     max_examples: int | None = Field(
         None, alias="maxExamples", ge=1, le=1_000_000_000, description="Take at most so many rows of this source."
     )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="How often each row to train on occurs in an epoch: 0.5 takes about half of the rows (always the same), 2 takes each twice, 2.5 takes each "
+        "twice and half of them a third time. Counted after cleaning and splitting.",
+    )
     license: str = Field(
         "",
         max_length=128,
@@ -105,11 +137,13 @@ class Source(
     )
 
     @model_validator(mode="after")
-    def _template_alone(self) -> "Source":
+    def _have_an_effect(self) -> "Source":
         if self.template and (self.format is not DataFormat.AUTO or self.columns):
             raise ValueError("with a template, format and columns say nothing: leave them out")
         if self.choices and not self.template:
             raise ValueError("choices are for a template: give one, or leave them out")
+        if self.weight != 1 and self.split is not Split.TRAIN:
+            raise ValueError(WEIGHT_TRAINS)
         return self
 
 
@@ -123,6 +157,35 @@ class NearDuplicates(Part):
         lt=1,
         description="Share of runs of three words that two conversations have in common from which on they are nearly the same.",
     )
+
+
+class Decontamination(
+    Part,
+    json_schema_extra=Rules(
+        ("self.enabled || self.against.size() == 0", AGAINST_ENABLED),
+        (f"self.against.all(uri, !uri.startsWith('hf://') || uri.matches('{DATA_PINNED}'))", PIN_DATA),
+    ),
+):
+    """Rows to train on that hold a piece of what is tested with."""
+
+    enabled: bool = Field(
+        False,
+        description="Drop rows to train on that share a run of words with a row of the sources to test or validate with, or of `against`.",
+    )
+    words: int = Field(
+        13, ge=5, le=100, description="So many words in a row. A row with fewer is compared whole; system messages are not compared."
+    )
+    against: list[DataUri] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Further files, folders or patterns to compare with, such as benchmarks, of any shape; read with dataset.credentialsSecret, never trained on.",
+    )
+
+    @model_validator(mode="after")
+    def _enabled(self) -> "Decontamination":
+        if self.against and not self.enabled:
+            raise ValueError(AGAINST_ENABLED)
+        return self
 
 
 class Cleaning(Part):
@@ -143,11 +206,31 @@ class Cleaning(Part):
     max_characters: int = Field(
         100_000, alias="maxCharacters", ge=1, le=10_000_000, description="Drop longer rows, in characters of the whole conversation."
     )
+    personal_data: PersonalData = Field(
+        PersonalData.KEEP,
+        alias="personalData",
+        description="E-mail and public IP addresses, phone numbers, payment cards, IBANs, and national ids with a checksum: keep them, drop rows that "
+        "hold them, or mask each by a word such as <EMAIL>. Names and postal addresses are not found.",
+    )
+    languages: list[Language] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Drop rows whose answers are in another language than these (ISO 639-1), as [en, de]; empty: none is dropped. Answers that are too "
+        "short to tell stay.",
+    )
+
+    decontaminate: Decontamination = Field(
+        default_factory=Decontamination, description="Rows to train on that hold a piece of what is tested with."
+    )
 
 
 class Dataset(
     Part,
     json_schema_extra=Rules(
+        (
+            "!self.cleaning.decontaminate.enabled || self.cleaning.decontaminate.against.size() > 0 || self.sources.exists(s, s.split != 'train')",
+            NOTHING_HELD_OUT,
+        ),
         ("self.validationFraction + self.testFraction < 1.0", "validationFraction and testFraction together must be below 1"),
         ("self.sources.exists(s, s.split == 'train')", "at least one source must have split: train"),
     ),
@@ -198,12 +281,21 @@ class Dataset(
         description="Licences that no source may have; `*` stands for anything, as in cc-by-nc-*, and `unknown` for sources that name none.",
     )
 
+    @property
+    def claims(self) -> list[str]:
+        """The PersistentVolumeClaims that are read from, each once."""
+        uris = [*(source.uri for source in self.sources), *self.cleaning.decontaminate.against]
+        return sorted({claim for uri in uris if (claim := claim_of(uri))})
+
     @model_validator(mode="after")
     def _fractions(self) -> "Dataset":
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validationFraction and testFraction together must be below 1")
         if not any(source.split is Split.TRAIN for source in self.sources):
             raise ValueError("at least one source must have split: train")
+        against = self.cleaning.decontaminate
+        if against.enabled and not against.against and all(source.split is Split.TRAIN for source in self.sources):
+            raise ValueError(NOTHING_HELD_OUT)
         return self
 
 
@@ -216,7 +308,9 @@ class DatasetStatus(Part):
     test_examples: int = Field(0, alias="testExamples", ge=0, description="Examples kept for testing.")
     tokens: int = Field(0, ge=0, description="Tokens of the train examples.")
     trainable_tokens: int = Field(0, alias="trainableTokens", ge=0, description="Those of them that are learned.")
-    rejected: int = Field(0, ge=0, description="Unusable rows and rows dropped by cleaning.")
+    rejected: int = Field(
+        0, ge=0, description="Unusable rows, rows dropped by cleaning, and rows not drawn because of their source's weight."
+    )
     reused: bool = Field(False, description="Whether the data had been prepared before.")
     licenses: list[Annotated[str, Field(max_length=128)]] = Field(
         default_factory=list, max_length=MAX_SOURCES, description="Licences of the data."

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 MAX_URI: Final = 1024
 MAX_MESSAGE: Final = 1024  # characters of a message in a status: `kubectl describe` stays readable, etcd small
 S3: Final = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f]*"
+VOLUME: Final = r"pvc://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/[^\x00-\x1f]*"
 # A revision is a branch, a tag or a commit (`/` in it as %2F), or one of the hub's own references. Without one the pattern holds, for a rule tells more.
 _REPO: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REVISION: Final = r"(@(refs/(convert|pr)/[A-Za-z0-9._-]+|[A-Za-z0-9][A-Za-z0-9._%-]*))?"
@@ -50,14 +51,19 @@ def _of_hub(uri: str, pinned: str, pattern: str, advice: str) -> str:
 
 
 def _remote_unless_local(uri: str, info: ValidationInfo) -> str:
-    """On a cluster an address is ``s3://`` or ``hf://``; ``tunewright-trainer run`` on one machine also takes paths."""
-    if (info.context or {}).get("local") or re.fullmatch(S3, uri):
+    """On a cluster an address is ``s3://``, ``hf://`` or ``pvc://``; ``tunewright-trainer run`` on one machine also takes paths."""
+    if (info.context or {}).get("local") or re.fullmatch(f"{S3}|{VOLUME}", uri):
         return uri
-    raise ValueError("must be s3://bucket/key or hf://...; paths of this machine work with `tunewright-trainer run` only")
+    raise ValueError("must be s3://bucket/key, hf://... or pvc://claim/path; paths of this machine work with `tunewright-trainer run` only")
 
 
 def _address(hub: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_URI, "pattern": f"^({S3}|{hub})$"})
+    return WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_URI, "pattern": f"^({S3}|{VOLUME}|{hub})$"})
+
+
+def claim_of(uri: str) -> str:
+    """The PersistentVolumeClaim that an address names; empty where it names none."""
+    return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else ""
 
 
 ModelUri = Annotated[str, AfterValidator(_of_model), _address(HUB_MODEL)]

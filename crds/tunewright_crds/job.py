@@ -22,9 +22,11 @@ from tunewright_crds.fields import (
     Quantity,
     Rules,
     SecretName,
+    claim_of,
 )
 from tunewright_crds.names import Phase
 
+MAX_CLAIMS: Final = 8  # volumes that a pod mounts
 MAX_ATTEMPTS_TOLD: Final = 10
 
 
@@ -65,7 +67,7 @@ class Model(
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, or hf://org/name@revision."
+        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path."
     )
     architecture: Architecture = Field(Architecture.AUTO, description="Kind of model; `auto` reads it from config.json.")
     chat_template: str = Field(
@@ -311,6 +313,14 @@ class JobSpec(Part):
     def _full_has_no_adapter(self) -> "JobSpec":
         if self.hyperparameters.early_stopping.enabled and not self.has_validation:
             raise ValueError("earlyStopping needs validation rows: set validationFraction, or a source with split: validation")
+        return self
+
+    @model_validator(mode="after")
+    def _mountable(self) -> "JobSpec":
+        if len(claims := {*self.dataset.claims, claim_of(self.model.uri)} - {""}) > MAX_CLAIMS:
+            raise ValueError(
+                f"sources and model lie on {len(claims)} volumes ({', '.join(sorted(claims))}); a pod mounts at most {MAX_CLAIMS}"
+            )
         return self
 
     @property

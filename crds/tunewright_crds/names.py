@@ -37,6 +37,7 @@ MODEL_CREDENTIALS: Final = "/var/run/tunewright/model-credentials"
 DATASET_CREDENTIALS: Final = "/var/run/tunewright/dataset-credentials"
 PROGRESS_TOKEN: Final = "/var/run/tunewright/progress/token"
 SCRATCH: Final = "/scratch"
+VOLUMES: Final = "/volumes"
 TERMINATION_MESSAGE: Final = "/dev/termination-log"
 
 ENGINE_PORT: Final = 8000
@@ -136,6 +137,11 @@ def prepare_name(job: str) -> str:
 def attempt_name(job: str, number: int) -> str:
     """The batch Job of training attempt ``number`` (from 1) of ``job``."""
     return child_name(job, f"train-{number}", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def volume_path(claim: str) -> str:
+    """Where a pod finds the volume of a PersistentVolumeClaim."""
+    return f"{VOLUMES}/{claim}"
 
 
 def config_name(job: str, uid: str) -> str:

@@ -21,7 +21,7 @@ Address = Annotated[str, Field(pattern=r"^s3://", max_length=2048)]
 class Base(Part):
     """The model that was tuned."""
 
-    uri: Annotated[str, Field(pattern=r"^(s3|hf)://", max_length=2048)] = Field(description="Its folder.")
+    uri: Annotated[str, Field(pattern=r"^(s3|hf|pvc)://", max_length=2048)] = Field(description="Its folder.")
     credentials_secret: SecretName = Field("", alias="credentialsSecret", description="Secret of this namespace to read it with.")
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any, Final
 
 import orjson
 
 from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.fields import claim_of
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
@@ -131,12 +133,16 @@ def _pod(config: PodConfig, job: Identity, settings: Settings, *, role: Role, ar
     if config.spec.dataset.credentials_secret:
         secrets[names.DATASET_CREDENTIALS] = config.spec.dataset.credentials_secret
     volumes, mounts = _secret_files(secrets)
+    read = [claim_of(config.spec.model.uri), *(config.spec.dataset.claims if role is Role.PREPARE else [])]
+    claimed, claim_mounts = _claims(read)
     volumes += [
+        *claimed,
         {"name": "config", "configMap": {"name": names.config_name(job.name, job.uid)}},
         {"name": "scratch", "emptyDir": {"sizeLimit": wanted.scratch}},
         {"name": "progress", "projected": {"sources": [_progress_token()]}},
     ]
     mounts += [
+        *claim_mounts,
         {"name": "config", "mountPath": names.CONFIG_FILE.rsplit("/", 1)[0], "readOnly": True},
         {"name": "scratch", "mountPath": names.SCRATCH},
         {"name": "progress", "mountPath": names.PROGRESS_TOKEN.rsplit("/", 1)[0], "readOnly": True},
@@ -183,6 +189,15 @@ def _secret_files(secrets: dict[str, str]) -> tuple[list[Manifest], list[Manifes
         name = path.rsplit("/", 1)[1]
         volumes.append({"name": name, "secret": {"secretName": secret, "optional": True, "defaultMode": 0o440}})
         mounts.append({"name": name, "mountPath": path, "readOnly": True})
+    return volumes, mounts
+
+
+def _claims(claims: Iterable[str]) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes and mounts of PersistentVolumeClaims, read-only; a claim is no name for a volume, as it may hold dots and be long."""
+    volumes, mounts = [], []
+    for number, claim in enumerate(sorted(set(claims) - {""})):
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+        mounts.append({"name": f"claim-{number}", "mountPath": names.volume_path(claim), "readOnly": True})
     return volumes, mounts
 
 
@@ -288,6 +303,7 @@ def serving_pod(
     volumes, mounts = _secret_files(
         {names.STORAGE_CREDENTIALS: settings.storage_secret} | ({names.MODEL_CREDENTIALS: credentials} if credentials else {})
     )
+    claimed, claim_mounts = _claims([claim_of(base)])
     probe = {"httpGet": {"path": "/health", "port": names.ENGINE_PORT}, "timeoutSeconds": 5}
     container = _container(
         "engine", settings.trainer_image, settings, arguments=arguments, resources=resources(cpu, memory, "nvidia.com/gpu", gpus)
@@ -304,11 +320,11 @@ def serving_pod(
                 "startupProbe": probe | {"periodSeconds": 2, "failureThreshold": 1800},
                 "readinessProbe": probe | {"periodSeconds": 5},
                 "livenessProbe": probe | {"periodSeconds": 20, "failureThreshold": 6},
-                "volumeMounts": [*mounts, {"name": "scratch", "mountPath": names.SCRATCH}],
+                "volumeMounts": [*mounts, *claim_mounts, {"name": "scratch", "mountPath": names.SCRATCH}],
                 "env": _environment(cpu),
             }
         ],
-        "volumes": [*volumes, {"name": "scratch", "emptyDir": {}}],
+        "volumes": [*volumes, *claimed, {"name": "scratch", "emptyDir": {}}],
     }
 
 

@@ -3,7 +3,7 @@
 ``RULES`` is read from the top; the first rule that knows an answer wins. Adding a rule is adding a function.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -156,12 +156,19 @@ def stuck(pod: Pod, *, now: datetime, patience: float) -> Ending | None:
     return None
 
 
+def _with_claims(message: str, claims: Sequence[str]) -> str:
+    """The scheduler tells of a claim that does not exist by name, and of one that is not bound only that there is one."""
+    untold = [claim for claim in claims if f'"{claim}"' not in message]
+    about = "persistentvolumeclaim" in message.lower() and len(untold) == len(claims)
+    return f"{message} (its claims: {', '.join(untold)})" if about and untold else message
+
+
 def hindrance(pod: Pod | None) -> tuple[str, str]:
     """(reason, message) of what a pod that does not run yet is waiting for."""
     if pod is None:
         return Reason.STARTING, "waiting for the pod"
     if pod.unschedulable and not pod.node:
-        return Reason.UNSCHEDULABLE, clean(pod.unschedulable)
+        return Reason.UNSCHEDULABLE, clean(_with_claims(pod.unschedulable, pod.claims))
     if pod.waiting in _IMAGE_TROUBLE:
         return Reason.IMAGE_PULL, clean(pod.waiting_message or pod.waiting)
     return Reason.STARTING, "the pod is starting"

@@ -163,6 +163,7 @@ class Pod:
     message: str
     disruption: str  # reason of the condition DisruptionTarget
     unschedulable: str  # message of the scheduler
+    claims: tuple[str, ...]  # PersistentVolumeClaims that it mounts
     waiting: str  # reason of the container
     waiting_message: str
     exit_code: int | None
@@ -176,6 +177,7 @@ class Pod:
         """The view of a manifest; of its containers the first one counts."""
         status = body.get("status") or {}
         conditions = {entry["type"]: entry for entry in status.get("conditions") or () if "type" in entry}
+        volumes: Sequence[Manifest] = (body.get("spec") or {}).get("volumes") or ()
         disrupted = conditions.get("DisruptionTarget", {})
         scheduled = conditions.get("PodScheduled", {})
         containers: Sequence[Manifest] = status.get("containerStatuses") or ({},)
@@ -193,6 +195,7 @@ class Pod:
             message=status.get("message", ""),
             disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+            claims=tuple(volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume),
             waiting=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             exit_code=ended.get("exitCode"),

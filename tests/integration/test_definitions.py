@@ -57,6 +57,20 @@ FIELDS = {
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "no sources": ("dataset.sources", [], "dataset.sources"),
     "no train source": ("dataset.sources.0.split", "test", "at least one source must have split: train"),
+    "a language that nobody tells apart": ("dataset.cleaning.languages", ["en", "klingon"], "dataset.cleaning.languages[1]"),
+    "nothing to compare with": ("dataset.cleaning.decontaminate.enabled", True, "needs something to compare with"),
+    "comparing that is not enabled": ("dataset.cleaning.decontaminate.against", ["s3://data/x"], "for a decontamination that is enabled"),
+    "comparing with what may change": (
+        "dataset.cleaning.decontaminate",
+        {"enabled": True, "against": ["hf://datasets/org/name/x.jsonl"]},
+        "pin a commit",
+    ),
+    "weight 0": ("dataset.sources.0.weight", 0, "dataset.sources[0].weight"),
+    "rows to test with, twice": (
+        "dataset.sources",
+        [{"uri": "s3://data/x"}, {"uri": "s3://data/y", "split": "test", "weight": 2}],
+        "weight is for rows to train on",
+    ),
     "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
     "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
     "two GPUs": ("resources.gpus", 2, "resources.gpus"),
@@ -75,6 +89,12 @@ RIGHT = {
     "auto": ("hyperparameters.learningRate", "auto"),
     "a micro-batch": ("hyperparameters.microBatchSize", 4),
     "halves held out": ("dataset.testFraction", 0.5),
+    "languages": ("dataset.cleaning.languages", ["en", "de"]),
+    "benchmarks": (
+        "dataset.cleaning.decontaminate",
+        {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
+    ),
+    "half of the rows": ("dataset.sources.0.weight", 0.5),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),
 }
 

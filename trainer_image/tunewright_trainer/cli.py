@@ -101,7 +101,7 @@ def _load_no_more_than(config: PodConfig) -> None:
 
 @app.command()
 def serve(
-    base: Annotated[str, typer.Option(help="Folder of the model to serve: s3://... or hf://org/name@revision")],
+    base: Annotated[str, typer.Option(help="Folder of the model to serve: s3://..., hf://org/name@revision or pvc://claim/path")],
     namespace: Annotated[str, typer.Option(help="Namespace whose adapters may be loaded.")],
     bucket: Annotated[str, typer.Option(help="The platform's bucket.")],
     prefix: Annotated[str, typer.Option(help="Prefix in the bucket.")] = "",

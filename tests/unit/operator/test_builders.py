@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.support.builders import START, a_job, settings
 from tunewright_crds import names
@@ -72,6 +73,45 @@ def test_pods_read_secrets_as_files_and_the_progress_token_is_good_for_nothing_e
     token = volumes["progress"]["projected"]["sources"][0]["serviceAccountToken"]
     assert token["audience"] == names.PROGRESS_AUDIENCE
     assert all("valueFrom" not in variable for variable in pod["containers"][0]["env"])
+
+
+CLAIMED = spec(
+    model={"uri": "pvc://models/llama/"},
+    dataset={
+        "sources": [{"uri": "pvc://data.v1/a.jsonl"}, {"uri": "pvc://data.v1/b/*.jsonl"}, {"uri": "s3://data/x.jsonl"}],
+        "cleaning": {"decontaminate": {"enabled": True, "against": ["pvc://benchmarks/"]}},
+    },
+)
+
+
+def test_pods_mount_the_claims_that_they_read_from_and_cannot_write_to_them() -> None:
+    prepare, train = pods(CLAIMED, settings())
+    for pod, claims in (
+        (prepare, ["benchmarks", "data.v1", "models"]),
+        (train, ["models"]),
+        (engine(base="pvc://models/llama/"), ["models"]),
+        (engine(), []),
+    ):
+        volumes = {volume["name"]: volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+        assert [volume["claimName"] for volume in volumes.values()] == claims
+        assert all(volume["readOnly"] for volume in volumes.values())
+        mounts = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] in volumes]
+        assert mounts == [
+            {"name": f"claim-{number}", "mountPath": f"/volumes/{claim}", "readOnly": True} for number, claim in enumerate(claims)
+        ]
+
+
+def test_a_job_of_more_claims_than_a_pod_mounts_is_refused() -> None:
+    sources = [{"uri": f"pvc://c{number}/x.jsonl"} for number in range(8)]
+    assert len(spec(dataset={"sources": sources}).dataset.claims) == 8
+    with pytest.raises(ValidationError, match=r"lie on 9 volumes .* a pod mounts at most 8"):
+        spec(dataset={"sources": sources}, model={"uri": "pvc://models/x/"})
+
+
+@pytest.mark.parametrize("uri", ["pvc://claim", "pvc:///x", "pvc://Claim/x", "pvc://-a/x", "pvc://a/x\n"])
+def test_an_address_that_names_no_claim_is_refused(uri: str) -> None:
+    with pytest.raises(ValidationError, match=r"pvc://claim/path"):
+        spec(model={"uri": uri})
 
 
 def test_only_training_asks_for_a_gpu_its_runtime_and_its_priority() -> None:

@@ -183,6 +183,25 @@ def test_a_pod_without_a_node_is_no_failure() -> None:
     assert "GPU" in told.message
 
 
+@pytest.mark.parametrize(
+    "said", ['0/1 nodes are available: persistentvolumeclaim "rows" not found.', "pod has unbound immediate PersistentVolumeClaims."]
+)
+def test_a_job_that_waits_for_a_volume_names_its_claim(said: str) -> None:
+    world = World(a_job().with_spec(dataset={"sources": [{"uri": "pvc://rows/x.jsonl"}]}))
+    world.settle()
+    world.start(
+        "a-prepare", phase="Pending", conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}]
+    )
+    del world.pods["a-prepare-0"]["spec"]["nodeName"]
+    world.pods["a-prepare-0"]["spec"]["volumes"] = world.batches["a-prepare"]["spec"]["template"]["spec"]["volumes"]
+    world.settle()
+    told = condition(world.status.conditions, "DataReady")
+    assert told is not None
+    assert told.reason == "Unschedulable"
+    assert "rows" in told.message
+    assert said.strip(".") in told.message
+
+
 def test_budgets_end_and_waits_grow_between_attempts() -> None:
     world = a_prepared_world(a_job().retrying(infrastructure=2))
     waits = []

@@ -263,4 +263,4 @@ def test_on_one_machine_the_librarys_own_settings_hold_and_the_log_names_the_com
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert [commit for commit in commits if f"is commit {commit}" not in done.stdout + done.stderr] == []
-    assert [source["commit"] for source in json.loads(out(tmp_path).get_bytes("sources.json"))] == commits[:1]
+    assert [source["commit"] for source in json.loads(out(tmp_path).get_bytes("sources.json"))["sources"]] == commits[:1]

@@ -158,7 +158,7 @@ def test_a_job_does_not_read_other_namespaces_with_the_platforms_keys() -> None:
         version="1",
     )
     with pytest.raises(Refusal, match="belongs to other namespaces") as caught:
-        open_source(config, 0)
+        open_source(config, config.spec.dataset.sources[0].uri, param="spec.dataset.sources[0].uri")
     assert (caught.value.code, caught.value.param) == (FailureCode.ACCESS_DENIED, "spec.dataset.sources[0].uri")
     own = config.model_copy(update={"job": JobIdentity(namespace="team-b", name="job", uid="u")})
-    assert open_source(own, 0).key == "p/team-b/models/m/1/adapter/"
+    assert open_source(own, own.spec.dataset.sources[0].uri, param="spec.dataset.sources[0].uri").key == "p/team-b/models/m/1/adapter/"

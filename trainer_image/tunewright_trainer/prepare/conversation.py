@@ -1,7 +1,7 @@
 """The one form that every row takes before it meets a template."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,6 +54,15 @@ class Conversation:
         messages = tuple({**message, "content": clean_text(message["content"])} for message in self.messages)
         return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group)
 
+    def every_text(self) -> list[str]:
+        """Everything that a template may show, names of roles among it: also the calls of tools, and what describes these."""
+        return [text for part in (self.text, self.messages, self.tools) for text in texts_of(part)]
+
+    def rewritten(self, change: Callable[[str], str]) -> "Conversation":
+        """Each of `every_text` changed."""
+        messages, tools = (tuple(_rewritten(one, change) for one in part) for part in (self.messages, self.tools))
+        return Conversation(messages, tools, self.read_only, change(self.text), self.group)
+
 
 @dataclass(frozen=True, slots=True)
 class Drop:
@@ -69,6 +78,26 @@ class RowError(Exception):
         super().__init__(what)
         self.field = field
         self.what = what
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a JSON value; keys are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from texts_of(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from texts_of(inner)
+
+
+def _rewritten(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _rewritten(inner, change) for key, inner in value.items()}
+    return [_rewritten(inner, change) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def clean_text(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import Final
 
 from tunewright_crds.dataset import DataFormat, Source, Targets
 from tunewright_trainer.prepare import trees
-from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError
+from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, texts_of
 from tunewright_trainer.prepare.fields import Fields
 from tunewright_trainer.prepare.formats import READERS, recognised
 from tunewright_trainer.prepare.rows import Numbered, Problem, Row
@@ -71,6 +71,17 @@ class Converter:
 
     def _together(self, tree: list[tuple[int, Row]]) -> Iterator[Found]:
         yield from _told(tree[0][0], trees.flat_tree([row for _, row in tree]))
+
+
+class AnyShape(Converter):
+    """Reads rows to compare with: one that is of no format counts by all its texts."""
+
+    def _read(self, row: Row) -> Iterator[Conversation | Drop]:
+        try:
+            found = [one if isinstance(one, Drop) else _checked(one) for one in super()._read(row)]
+        except RowError:
+            found = [Conversation(text="\n".join(texts_of(row)))]
+        yield from found
 
 
 def _told(line: int, found: Iterable[Conversation | Drop]) -> Iterator[Found]:

@@ -1,6 +1,7 @@
 """A few numbers about each example, on local disk: what is chosen of them is decided with memory that does not grow with their number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,6 +71,27 @@ def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *,
         _drop(keys, found, _leaks(keys, found), lambda dropped: tell("nearly the same as a held-out row", dropped))
     _split(keys, found, options)
     return found
+
+
+def copies(keys: KeyFile, found: Fates, weights: Sequence[float], tell: Callable[[str, Keys], None]) -> Fates:
+    """How often each example is written: if it is trained on, as often as the weight of its source says, and else once. `found` is what `fates` returned;
+    those that are not drawn at all are dropped in it, and told.
+
+    Who is drawn for a part of a weight depends on the conversation's hash alone, so re-ordering and splitting files changes nothing.
+    """
+    made = np.ones(keys.count, dtype=np.uint8)
+    train = SPLITS.index(Split.TRAIN)
+    for source, weight in enumerate(weights):
+        if weight == 1:
+            continue
+        whole, part = divmod(weight, 1)
+        limit = np.uint64(part * 2**64)
+        for start, chunk in keys.chunks():
+            mine = np.flatnonzero((chunk["source"] == source) & (found[start : start + len(chunk)] == train))
+            made[start + mine] = int(whole) + (chunk["content"][mine, 1] < limit)
+        absent = np.flatnonzero((made == 0) & (found == train))
+        _drop(keys, found, absent, partial(tell, f"not drawn (weight {weight:g})"))
+    return made
 
 
 def _drop(keys: KeyFile, found: Fates, numbers: Longs, tell: Callable[[Keys], None]) -> None:

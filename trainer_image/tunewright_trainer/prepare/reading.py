@@ -10,9 +10,8 @@ from typing import Final
 import numpy as np
 import orjson
 
-from tunewright_crds.dataset import Overlong
+from tunewright_crds.dataset import Overlong, Split
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.encode import OVERLONG, Encoded
 from tunewright_trainer.prepare.encoding import Recipe, encoded
@@ -46,7 +45,7 @@ class Reader:
         self._findings = findings
         self._drops = findings.drops
         self._options = task.options
-        self._cleaner = Cleaner(task.options.cleaning)
+        self._cleaner = findings.cleaner
         self._seed = task.seed.to_bytes(8, "little")
 
     def read(self, pieces: Sequence[Piece]) -> None:
@@ -79,12 +78,13 @@ class Reader:
 
     def _batches(self, pieces: Sequence[Piece]) -> Iterator[tuple[tuple[list[Read], Keys], list[Conversation]]]:
         """Conversations that pass the cleaning rules, with where they are from and their keys."""
+        self._hold_out(pieces)
         for piece in pieces:
             source = self._task.sources[piece.source]
             reads: list[Read] = []
             batch: list[Conversation] = []
             for read in source.read(piece.files, self._folder / "incoming"):
-                found = read.found if isinstance(read.found, Drop) else self._cleaner.clean(read.found)
+                found = read.found if isinstance(read.found, Drop) else self._cleaner.clean(read.found, source.spec.split)
                 if isinstance(found, Drop):
                     self._drops.add(found.reason, read)
                     continue
@@ -96,6 +96,22 @@ class Reader:
             if batch:
                 yield (reads, self._keys_of(source, reads, batch)), batch
             log.info("read %s: %d rows, %d unusable", source.place.uri, source.rows, source.invalid)
+
+    def _hold_out(self, pieces: Sequence[Piece]) -> None:
+        """Let the cleaning rules know what rows to train on must not share, where that is not among the pieces."""
+        if not self._options.cleaning.decontaminate.enabled:
+            return
+        scratch = self._folder / "incoming"
+        for source in self._task.held_out:
+            self._cleaner.hold_out(source.read_all(scratch))
+        read_here = {(piece.source, file) for piece in pieces for file in piece.files}
+        aside = self._cleaner.aside()
+        for source in self._task.sources:
+            if source.spec.split is not Split.TRAIN:
+                others = [file for file in range(len(source.files)) if (source.index, file) not in read_here]
+                for read in source.again().read(others, scratch):
+                    if isinstance(read.found, Conversation):
+                        aside.clean(read.found, source.spec.split)
 
     def _keys_of(self, source: OpenSource, reads: list[Read], batch: list[Conversation]) -> Keys:
         keys = np.empty(len(batch), dtype=KEY)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from tunewright_crds.dataset import DatasetStatus, Split
@@ -14,7 +15,7 @@ from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
 from tunewright_trainer.prepare.conversation import Drop
 from tunewright_trainer.prepare.drops import DROPS, Drops
-from tunewright_trainer.prepare.keys import DROPPED, SPLITS, KeyFile, Keys, fates
+from tunewright_trainer.prepare.keys import DROPPED, SPLITS, KeyFile, Keys, copies, fates
 from tunewright_trainer.prepare.model import check_causal
 from tunewright_trainer.prepare.near import SignatureFile
 from tunewright_trainer.prepare.progress import Progress
@@ -122,17 +123,21 @@ class _Preparation:
         found = fates(keys, self.options, self._drop_all, near=near)
         taken = 0
         writers = [SplitWriter(self.folder / split.value, self.options) for split in SPLITS]
-        with Progress("writing", int((found != DROPPED).sum())) as progress:
-            for number, examples in pieces([part / EXAMPLES for part in parts], found):
-                raise_if_stopped()
-                writers[number].add(examples)
-                taken += len(examples.lengths)
-                progress.at(taken, taken)
+        times = copies(keys, found, [source.spec.weight for source in self.sources], self._drop_all)
+        with Progress("writing", int(times[found != DROPPED].sum())) as progress:
+            for before in range(times.max(initial=1)):
+                # Copies of an example come far apart, so that they are seldom packed into one row.
+                for number, examples in pieces([part / EXAMPLES for part in parts], np.where(times > before, found, np.uint8(DROPPED))):
+                    raise_if_stopped()
+                    writers[number].add(examples)
+                    taken += len(examples.lengths)
+                    progress.at(taken, taken)
         for split, writer in zip(SPLITS, writers, strict=True):
             writer.close()
             self.findings.splits[split.value] = writer.written
         self._tell_counts()
-        (self.folder / SOURCES).write_bytes(orjson.dumps(self.task.depends["sources"], option=orjson.OPT_INDENT_2))
+        sources = {"sources": self.task.depends["sources"], "heldOut": self.task.depends.get("heldOut", [])}
+        (self.folder / SOURCES).write_bytes(orjson.dumps(sources, option=orjson.OPT_INDENT_2))
 
     def _drop_all(self, reason: str, keys: Keys) -> None:
         for key in keys:

@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 
 from tunewright_crds.dataset import DatasetStatus, Split
+from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
 from tunewright_trainer.prepare.sources import MAX_ERRORS_TOLD, OpenSource
@@ -30,6 +31,7 @@ class Findings:
         self.options = task.options
         self.longest = task.longest
         self.drops = drops
+        self.cleaner = Cleaner(task.options.cleaning)
         self.splits: dict[str, Written] = {}
         self.truncated = 0
         self._samples: list[tuple[int, list[dict[str, Any]]]] = []  # number of the source, the example in pieces
@@ -62,6 +64,7 @@ class Findings:
             "truncated": self.truncated,
             "lengths": self._lengths.tolist(),
             "samples": self._samples,
+            "rules": self.cleaner.facts(),
         }
 
     def add(self, tally: dict[str, Any]) -> None:
@@ -74,6 +77,7 @@ class Findings:
         self._unknown += tally["unknown"]
         self.truncated += tally["truncated"]
         self._lengths += np.array(tally["lengths"], dtype=np.int64)
+        self.cleaner.add(tally["rules"])
         self._samples += [(number, sample) for number, sample in tally["samples"] if self._room(number)]
 
     def told_splits(self) -> dict[str, dict[str, int]]:
@@ -91,6 +95,7 @@ class Findings:
                     "skippedFiles": source.skipped[:MAX_ERRORS_TOLD],
                     "rows": source.rows,
                     "invalid": source.invalid,
+                    "weight": source.spec.weight,
                     "license": source.license,
                 }
                 for source in self.sources
@@ -99,6 +104,7 @@ class Findings:
             "errors": [error for source in self.sources for error in source.errors][:MAX_ERRORS_TOLD],
             "dropped": dict(self.drops.counts.most_common()),
             "droppedAt": self.drops.places,
+            **self.cleaner.facts(),
             "truncated": self.truncated,
             "longestAllowed": self.longest,
             "splits": self.told_splits(),

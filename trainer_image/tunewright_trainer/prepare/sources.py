@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,7 +14,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.prepare import licences
 from tunewright_trainer.prepare.conversation import Conversation, Drop
-from tunewright_trainer.prepare.convert import Converter
+from tunewright_trainer.prepare.convert import AnyShape, Converter
 from tunewright_trainer.prepare.rows import BadFile, Numbered, Problem, is_readable, read_rows
 from tunewright_trainer.storage import ObjectInfo, Place, arriving, open_source
 
@@ -44,14 +44,11 @@ class OpenSource:
     skipped: list[str]
     license: str
     converter: Converter
+    param: str
     rows: int = 0
     bytes_read: float = 0
     invalid: int = 0
     errors: list[str] = field(default_factory=list)
-
-    @property
-    def param(self) -> str:
-        return f"spec.dataset.sources[{self.index}].uri"
 
     def name(self, info: ObjectInfo) -> str:
         """A file's name as messages tell it: below the source's folder, or its own."""
@@ -98,6 +95,19 @@ class OpenSource:
 
         return hear
 
+    def again(self) -> "OpenSource":
+        """The same source, of which nothing was read yet."""
+        return replace(self, rows=0, bytes_read=0, invalid=0, errors=[])
+
+    def read_all(self, scratch: Path) -> Iterator[Conversation]:
+        """The conversations, of which none may be lost: raises `Refusal` for an unusable row."""
+        for read in self.read(range(len(self.files)), scratch):
+            if isinstance(read.found, Conversation):
+                yield read.found
+        if self.invalid or not self.rows:
+            told = f"{self.errors[0]}; all rows to compare with must be readable" if self.errors else f"{self.place.uri} holds no rows"
+            raise Refusal(FailureCode.DATA_INVALID if self.errors else FailureCode.DATA_EMPTY, told, param=self.param)
+
     def _counted(self, rows: Iterator[Numbered]) -> Iterator[Numbered]:
         for numbered in rows:
             if self.rows == self.spec.max_examples:
@@ -135,7 +145,23 @@ def _units(source: OpenSource) -> list[Piece]:
 
 def open_sources(config: PodConfig) -> list[OpenSource]:
     """Every source of the job, with its data files; raises `Refusal` where one has none."""
-    return [_open(config, index) for index in range(len(config.spec.dataset.sources))]
+    found = []
+    for index, spec in enumerate(config.spec.dataset.sources):
+        field = f"spec.dataset.sources[{index}]"
+        found.append(_open(config, spec, Converter(spec, param=f"{field}.template"), index=index, param=f"{field}.uri"))
+        uri, forbidden = found[-1].place.uri, config.spec.dataset.forbidden_licenses
+        licences.check(found[-1].license, forbidden, uri=uri, param=f"{field}.license")
+    return found
+
+
+def open_held_out(config: PodConfig) -> list[OpenSource]:
+    """What rows to train on are compared with besides the sources, of whatever shape and licence; raises as `open_sources`."""
+    found = []
+    for index, uri in enumerate(config.spec.dataset.cleaning.decontaminate.against):
+        spec = Source.model_construct(uri=uri, split=Split.TEST)  # the address was checked as that of a source is
+        param = f"spec.dataset.cleaning.decontaminate.against[{index}]"
+        found.append(_open(config, spec, AnyShape(spec, param=param), index=index, param=param))
+    return found
 
 
 def in_reading_order(sources: Sequence[OpenSource]) -> list[OpenSource]:
@@ -143,23 +169,20 @@ def in_reading_order(sources: Sequence[OpenSource]) -> list[OpenSource]:
     return sorted(sources, key=lambda source: _READ_ORDER.index(source.spec.split))
 
 
-def _open(config: PodConfig, index: int) -> OpenSource:
-    spec = config.spec.dataset.sources[index]
-    place = open_source(config, index)
+def _open(config: PodConfig, spec: Source, converter: Converter, *, index: int, param: str) -> OpenSource:
+    place = open_source(config, spec.uri, param=param)
     found = place.files()
     single = len(found) == 1 and found[0].key == place.key.rstrip("/")
     files = [info for info in found if single or is_readable(info.key)]
-    param = f"spec.dataset.sources[{index}]"
     card = None if single else place.find(licences.CARD)
     license = spec.license or licences.of_card(place, card)
-    licences.check(license, config.spec.dataset.forbidden_licenses, uri=place.uri, param=f"{param}.license")
-    source = OpenSource(index, spec, place, files, [], license, Converter(spec, param=f"{param}.template"))
+    source = OpenSource(index, spec, place, files, [], license, converter, param)
     read = {info.key for info in files}
     source.skipped = [source.name(info) for info in found if info.key not in read]
     if not files:
         raise Refusal(
             FailureCode.DATA_NOT_FOUND,
             f"{place.uri} holds no .jsonl, .json, .csv, .tsv or .parquet file (nor one with .gz or .zst)",
-            param=source.param,
+            param=param,
         )
     return source

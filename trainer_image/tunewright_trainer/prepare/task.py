@@ -11,7 +11,7 @@ import orjson
 from tunewright_crds.dataset import Dataset, Split
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
-from tunewright_trainer.prepare.sources import OpenSource, open_sources
+from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
 from tunewright_trainer.prepare.template import chat_template
 
 DATA_VERSION: Final = 3  # raised whenever the same input would be prepared differently
@@ -34,6 +34,7 @@ class Task:
 
     config: PodConfig
     sources: list[OpenSource]
+    held_out: list[OpenSource]
     model: BaseModel
     template: str
 
@@ -42,7 +43,7 @@ class Task:
         """Look up sources and model; the model's small files come into `folder`. Raises `Refusal` where they are not there."""
         model = fetch_base_model(config, folder)
         template = chat_template(model.folder, config.spec.model.chat_template)
-        return cls(config, open_sources(config), model, template)
+        return cls(config, open_sources(config), open_held_out(config), model, template)
 
     @property
     def options(self) -> Dataset:
@@ -67,6 +68,7 @@ class Task:
     def depends(self) -> dict[str, Any]:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
+        held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {
             "version": DATA_VERSION,
@@ -75,6 +77,7 @@ class Task:
             "seed": self.seed,
             "template": self.template,
             "model": self.model.hashes,
+            **held_out,
             **commit,
         }
 

@@ -17,7 +17,7 @@ from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.serve.adapters import Adapters
 from tunewright_trainer.serve.app import Draining, make_app
 from tunewright_trainer.serve.engine import Engine, Served
-from tunewright_trainer.storage import Place, Store, open_hub, open_store
+from tunewright_trainer.storage import Place, Store, open_hub, open_store, open_volume
 from tunewright_trainer.storage.places import read_keys
 from tunewright_trainer.train.base import fetch_model
 
@@ -42,6 +42,8 @@ def open_base(uri: str, storage: StorageSettings) -> Place:
     """The folder of the base model, opened with the model's own keys where such are mounted, else with the platform's."""
     if uri.startswith("hf://"):
         return open_hub(uri, read_keys(names.MODEL_CREDENTIALS), missing=FailureCode.MODEL_NOT_FOUND, param=uri)
+    if uri.startswith("pvc://"):
+        return open_volume(uri, missing=FailureCode.MODEL_NOT_FOUND, param=uri)
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     own = Path(names.MODEL_CREDENTIALS)
     settings = storage.model_copy(update={"bucket": bucket, "prefix": ""})

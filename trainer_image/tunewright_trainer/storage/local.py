@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_trainer.storage.folders import join
 from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing
 
 _PART: Final = ".part-"  # files being written; never listed
@@ -18,6 +19,8 @@ class LocalStore:
     """Files under `root`. `missing` and `param` are the code and the field that a missing file is reported with."""
 
     commit = ""
+    follows_folders = True
+    """Whether links to folders are followed."""
 
     def __init__(self, root: Path, *, missing: FailureCode = FailureCode.STORAGE_NOT_FOUND, param: str = "") -> None:
         self.root = root.absolute()
@@ -58,14 +61,15 @@ class LocalStore:
             raise Changed(self.uri(listed.key), param=self.param)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        top = self.path(prefix.rpartition("/")[0])
+        start = prefix.rpartition("/")[0]
+        top = self.path(start)
         found = []
-        for folder, _, names in os.walk(top, followlinks=True):
+        for folder, _, names in os.walk(top, followlinks=self.follows_folders):
             for name in names:
                 path = Path(folder) / name
-                key = path.relative_to(self.root).as_posix()
+                key = join(start, path.relative_to(top).as_posix())
                 if key.startswith(prefix) and not name.startswith(_PART):
-                    found.append(self._info(key, path))
+                    found.append(self._info(key, self.path(key)))
         yield from sorted(found, key=lambda info: info.key)
 
     def _info(self, key: str, path: Path) -> ObjectInfo:
@@ -104,3 +108,23 @@ class LocalStore:
         if isinstance(error, PermissionError):
             return Refusal(FailureCode.ACCESS_DENIED, f"access to {uri} was denied", param=self.param)
         return error
+
+
+class VolumeStore(LocalStore):
+    """A mounted volume, to read from. Others may write to it, so no link on it leads out of it: a pod has more files than those."""
+
+    follows_folders = False
+
+    def __init__(self, claim: str, root: Path, *, missing: FailureCode, param: str = "") -> None:
+        super().__init__(root, missing=missing, param=param)
+        self._claim = claim
+
+    def uri(self, key: str) -> str:
+        return f"pvc://{self._claim}/{key}"
+
+    def path(self, key: str) -> Path:
+        """Where a key lies, with links followed; raises `Refusal` where that is elsewhere."""
+        found = Path(os.path.realpath(super().path(key)))
+        if not found.is_relative_to(os.path.realpath(self.root)):
+            raise Refusal(FailureCode.ACCESS_DENIED, f"{self.uri(key)} is a link that leads out of the volume", param=self.param)
+        return found

@@ -12,7 +12,7 @@ from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import PodConfig, StorageSettings
 from tunewright_trainer.storage.folders import join
-from tunewright_trainer.storage.local import LocalStore
+from tunewright_trainer.storage.local import LocalStore, VolumeStore
 from tunewright_trainer.storage.s3 import S3Store
 from tunewright_trainer.storage.store import ObjectInfo, ObjectMissing, Store
 
@@ -107,15 +107,15 @@ def open_store(settings: StorageSettings, credentials_folder: str | Path = names
     )
 
 
-def open_source(config: PodConfig, index: int) -> Place:
-    """Source number `index` of the job's data."""
+def open_source(config: PodConfig, uri: str, *, param: str) -> Place:
+    """A file, folder or pattern of the job's data, which the field `param` names."""
     return _open(
         config,
-        config.spec.dataset.sources[index].uri,
+        uri,
         secret=config.spec.dataset.credentials_secret,
         folder=names.DATASET_CREDENTIALS,
         missing=FailureCode.DATA_NOT_FOUND,
-        param=f"spec.dataset.sources[{index}].uri",
+        param=param,
         patterns=True,
     )
 
@@ -165,6 +165,18 @@ def open_hub(uri: str, keys: dict[str, str], *, missing: FailureCode, param: str
     return _place(store, key, guard) if patterns else Place(store, key, guard=guard)
 
 
+def open_volume(uri: str, *, missing: FailureCode, param: str, patterns: bool = False) -> Place:
+    """What a `pvc://` address names, below where the volume is mounted."""
+    claim, _, key = uri.removeprefix("pvc://").partition("/")
+    store = VolumeStore(claim, Path(names.volume_path(claim)), missing=missing, param=param)
+
+    def guard(key: str) -> None:
+        _refuse_relative(key, store.uri(key), param)
+
+    guard(key)
+    return _place(store, key, guard) if patterns else Place(store, key, guard=guard)
+
+
 def read_keys(folder: str | Path) -> dict[str, str]:
     """The keys that a mounted Secret holds; empty where nothing is mounted."""
     found = {}
@@ -189,6 +201,8 @@ def _open(
     """`patterns`: whether `*`, `?`, `[...]` and `**` stand for names."""
     if uri.startswith("hf://"):
         return open_hub(uri, read_keys(folder) if secret else {}, missing=missing, param=param, patterns=patterns, commit=commit)
+    if uri.startswith("pvc://"):
+        return open_volume(uri, missing=missing, param=param, patterns=patterns)
     if not uri.startswith("s3://"):
         return _on_this_machine(uri, missing=missing, param=param, patterns=patterns)
     bucket, _, key = uri.removeprefix("s3://").partition("/")

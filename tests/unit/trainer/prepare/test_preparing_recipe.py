@@ -95,7 +95,7 @@ def test_the_address_changes_when_the_data_would(tmp_path: Path, parts: dict[str
 def _address(config: PodConfig, work: Path) -> str:
     model = fetch_base_model(config, work / "base")
     template = chat_template(model.folder, config.spec.model.chat_template)
-    return Task(config, open_sources(config), model, template).digest
+    return Task(config, open_sources(config), [], model, template).digest
 
 
 def test_the_address_follows_the_content_of_sources_and_tokenizer_and_not_their_place(tmp_path: Path) -> None:

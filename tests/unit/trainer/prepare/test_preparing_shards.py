@@ -18,12 +18,18 @@ from tunewright_trainer.prepare import recipe, shards
 from tunewright_trainer.prepare.sources import Piece, open_sources, shares
 from tunewright_trainer.storage import LocalStore, read_manifest
 
+SENTENCE = "the quick brown fox jumps over the lazy dog"
 OPTIONS = {
     "validationFraction": 0.1,
     "testFraction": 0.1,
     "packing": True,
     "maxInvalidFraction": 0.1,
-    "cleaning": {"nearDuplicates": {"enabled": True}, "minOutputCharacters": 4},
+    "cleaning": {
+        "nearDuplicates": {"enabled": True},
+        "minOutputCharacters": 4,
+        "decontaminate": {"enabled": True, "words": 6},
+        "personalData": "mask",
+    },
 }
 
 
@@ -34,13 +40,15 @@ def a_job(folder: Path, count: int, rows: int = 40) -> PodConfig:
         for number in range(12):
             data: list[Any] = chance.sample(alpaca_rows(8 * rows), rows)
             data += [{"instruction": f"Say the words of {number} in this order", "output": " ".join(f"word{word}" for word in range(60))}]
+            data += [{"instruction": f"Who is number {number}, whom one writes to {number}@example.com?", "output": "nobody knows"}]
+            data += [{"instruction": f"Go on, {number}", "output": f"And {number} said: {SENTENCE}, and so on"}]
             write_lines(folder / "many" / f"{number:02d}.jsonl", [*data, {"instruction": "no answer"}, "no object"])
         for number in range(3):
             write_lines(folder / "some" / f"{number}.jsonl", alpaca_rows(500)[100 * number + 300 :][:20])
-        write_lines(folder / "test.jsonl", alpaca_rows(10))
+        write_lines(folder / "test.jsonl", [*alpaca_rows(10), {"instruction": "What did the fox do?", "output": SENTENCE}])
     sources = [
         {"uri": str(folder / "many")},
-        {"uri": str(folder / "some"), "maxExamples": 30},
+        {"uri": str(folder / "some"), "maxExamples": 30, "weight": 2.5},
         {"uri": str(folder / "test.jsonl"), "split": "test"},
     ]
     return a_data_job(*sources, dataset=OPTIONS | {"shards": count})
@@ -66,6 +74,8 @@ def test_the_data_does_not_depend_on_the_number_of_pods(tmp_path: Path) -> None:
     assert facts["dataset"]["trainExamples"] > 100
     assert facts["dropped"]["duplicate"] > 50
     assert facts["dropped"]["nearly the same as an earlier row"] >= 11
+    assert facts["dropped"]["shares 6 words in a row with a held-out row"] >= 12
+    assert facts["masked"] == {"e-mail address": 12}
     assert facts["invalid"] == 24
     assert facts["sources"][1]["rows"] == 30
     for count in (2, 5, 8, 31):
