@@ -171,6 +171,7 @@ class _Preparation:
     def _batches(self, scratch: Path) -> Iterator[tuple[tuple[list[Read], Keys], list[Conversation]]]:
         """Conversations that pass the cleaning rules, with where they are from and their keys."""
         for source in self.held_out:
+            raise_if_stopped()
             self.cleaner.hold_out(source.read_all(scratch))
         for source in in_reading_order(self.sources):
             reads: list[Read] = []
