@@ -31,7 +31,7 @@ class Cleaner:
         """Drop rows to train on that share a run of words with one of these, if that is a rule."""
         if self._held_out:
             for row in rows:
-                self._held_out.add(row)
+                self._held_out.add(row.cleaned())
 
     def clean(self, found: Conversation, split: Split) -> Conversation | Drop:
         """The conversation as it is to be learned, or why it is dropped. Rows that are held out must come first."""

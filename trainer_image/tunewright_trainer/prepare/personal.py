@@ -52,7 +52,7 @@ _CARD: Final = re.compile(
 _ABROAD: Final = re.compile(r"(?<![\w+])(?:\+|00)\(?[1-9](?:[ ().\-/]{0,2}\d){6,16}(?!\w)")
 _FIRST: Final = r"(?<![\w.+/$€£-])(?<!\d )(?!\d\d?[./-]\d\d?[./-](?:19|20)\d\d)"  # neither the rest of a number nor a date
 _HERE: Final = re.compile(_FIRST + r"\(?0[1-9]\d{0,3}\)?[ \-/.](?:\d[ \-/.]?){4,10}\d(?!\w)")
-_NORTH_AMERICA: Final = re.compile(_FIRST + r"(?:1[ .-])?\(?[2-9]\d\d\)?[ .-]{1,2}\d{3}[ .-]\d{4}(?!\w)")
+_NORTH_AMERICA: Final = re.compile(_FIRST + r"(?:1[ -])?(?:\([2-9]\d\d\)[ .-]?\d{3}[ .-]\d{4}|[2-9]\d\d([ .-])\d{3}\1\d{4})(?!\w)")
 _REGIONS: Final = ("GB", "DE", "FR", "IT", "NL", "AT", "CH", "JP", "AU")
 _FEW_DIGITS: Final = 4  # with fewer there is nothing but e-mail addresses
 

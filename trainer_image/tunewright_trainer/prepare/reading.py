@@ -103,6 +103,7 @@ class Reader:
             return
         scratch = self._folder / "incoming"
         for source in self._task.held_out:
+            raise_if_stopped()
             self._cleaner.hold_out(source.read_all(scratch))
         read_here = {(piece.source, file) for piece in pieces for file in piece.files}
         aside = self._cleaner.aside()
