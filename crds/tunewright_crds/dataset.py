@@ -1,11 +1,11 @@
 """The instruction data of a job or an InstructionDataset, and how it is prepared."""
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, SecretName
+from tunewright_crds.fields import DATA_PINNED, DNS_NAME, PIN_DATA, DataUri, Part, Rules, SecretName, untouched
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
@@ -145,16 +145,32 @@ class Cleaning(Part):
     )
 
 
-class Dataset(
-    Part,
-    json_schema_extra=Rules(
+_REF_ALONE: Final = "with ref, nothing else may be set: the InstructionDataset says how its data is prepared"
+_NO_SOURCES: Final = "give at least one of sources, or ref"
+
+
+def _rules(schema: dict[str, Any], model: type[Any]) -> None:
+    """The rules of ``Dataset``; they hold for fields that are yet to be added, too."""
+    schema |= Rules(
         ("self.validationFraction + self.testFraction < 1.0", "validationFraction and testFraction together must be below 1"),
-        ("self.sources.exists(s, s.split == 'train')", "at least one source must have split: train"),
-    ),
-):
+        ("self.ref != '' || self.sources.size() > 0", _NO_SOURCES),
+        ("self.sources.size() == 0 || self.sources.exists(s, s.split == 'train')", "at least one source must have split: train"),
+        (f"self.ref == '' || ({' && '.join(untouched(model, but='ref'))})", _REF_ALONE),
+    )
+
+
+class Dataset(Part, json_schema_extra=_rules):
     """The instruction data and how it is prepared."""
 
-    sources: list[Source] = Field(min_length=1, max_length=MAX_SOURCES, description="Where the rows come from, in order.")
+    ref: str = Field(
+        "",
+        pattern=r"^$|" + DNS_NAME,
+        max_length=253,
+        description="Name of an InstructionDataset of this namespace, whose prepared data is used; nothing else of `dataset` may be set then.",
+    )
+    sources: list[Source] = Field(
+        default_factory=list, max_length=MAX_SOURCES, description="Where the rows come from, in order; at least one, or `ref`."
+    )
     credentials_secret: SecretName = Field(
         "",
         alias="credentialsSecret",
@@ -192,13 +208,27 @@ class Dataset(
         description="Licences that no source may have; `*` stands for anything, as in cc-by-nc-*, and `unknown` for sources that name none.",
     )
 
+    @field_validator("sources")
+    @classmethod
+    def _some(cls, sources: list[Source], info: ValidationInfo) -> list[Source]:
+        if not sources and info.data.get("ref") == "":
+            raise ValueError(_NO_SOURCES)
+        return sources
+
     @model_validator(mode="after")
     def _fractions(self) -> "Dataset":
+        if self.ref and self != Dataset.model_construct(ref=self.ref):
+            raise ValueError(_REF_ALONE)
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validationFraction and testFraction together must be below 1")
-        if not any(source.split is Split.TRAIN for source in self.sources):
+        if self.sources and not any(source.split is Split.TRAIN for source in self.sources):
             raise ValueError("at least one source must have split: train")
         return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any rows are kept for validation; with ``ref`` only the InstructionDataset knows."""
+        return self.validation_fraction > 0 or any(source.split is Split.VALIDATION for source in self.sources)
 
 
 class DatasetStatus(Part):

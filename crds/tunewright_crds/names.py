@@ -12,6 +12,7 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 JOBS: Final = "instructiontuningjobs"
 MODELS: Final = "tunedmodels"
+DATASETS: Final = "instructiondatasets"
 
 # Who writes which part of an object (server-side apply): the operator owns what it makes and the status, the front end only the progress.
 OPERATOR_MANAGER: Final = "tunewright-operator"
@@ -22,6 +23,8 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "tunewright"
 LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
+LABEL_DATASET: Final = f"{GROUP}/dataset"
+LABEL_DATASET_UID: Final = f"{GROUP}/dataset-uid"
 LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 LABEL_ENGINE: Final = f"{GROUP}/engine"
@@ -70,8 +73,17 @@ class Phase(StrEnum):
         return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 
 
+class DatasetPhase(StrEnum):
+    """The one word that ``kubectl get ids`` shows."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    READY = "Ready"
+    FAILED = "Failed"
+
+
 class Condition(StrEnum):
-    """Types of conditions on an InstructionTuningJob and a TunedModel."""
+    """Types of conditions on our resources."""
 
     DATA_READY = "DataReady"
     TRAINING = "Training"
@@ -89,6 +101,7 @@ class Reason(StrEnum):
 
     VALIDATING_DATA = "ValidatingData"
     DATA_PREPARED = "DataPrepared"
+    WAITING_FOR_DATASET = "WaitingForDataset"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
     RUNNING = "Running"
@@ -131,6 +144,11 @@ _POD_SUFFIX = 8
 def prepare_name(job: str) -> str:
     """The batch Job that prepares the data of ``job``."""
     return child_name(job, "prepare", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def dataset_prepare_name(dataset: str) -> str:
+    """The batch Job that prepares an InstructionDataset. No child of a job ends like that, whatever the job is called."""
+    return child_name(dataset, "prepare-dataset", limit=MAX_LABEL - _POD_SUFFIX)
 
 
 def attempt_name(job: str, number: int) -> str:

@@ -30,6 +30,7 @@ _IN_CLUSTER_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/t
 # Where each kind lives: the path before "namespaces", and the plural.
 KINDS: Final[dict[str, tuple[str, str]]] = {
     "InstructionTuningJob": (f"/apis/{names.API_VERSION}", names.JOBS),
+    "InstructionDataset": (f"/apis/{names.API_VERSION}", names.DATASETS),
     "TunedModel": (f"/apis/{names.API_VERSION}", names.MODELS),
     "Job": ("/apis/batch/v1", "jobs"),
     "Pod": ("/api/v1", "pods"),

@@ -113,6 +113,21 @@ class Tenant:
         return "\n".join(lines)
 
 
+def a_dataset(name: str, *, model: str, data: str, **spec: Any) -> dict[str, Any]:
+    """A small InstructionDataset; ``spec`` adds to it or replaces parts of it."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "InstructionDataset",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": model},
+            "dataset": {"sources": [{"uri": data}], "maxLength": 128},
+            "resources": {"cpu": "500m", "memory": "3Gi", "scratch": "2Gi"},
+        }
+        | spec,
+    }
+
+
 def a_job(name: str, *, model: str, data: str, **spec: Any) -> dict[str, Any]:
     """A small job; ``spec`` adds to it or replaces parts of it."""
     return {
