@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from tunewright_crds.dataset import Dataset
 from tunewright_crds.fields import Part, Rules
-from tunewright_crds.job import Model, PodResources, PreparationRestarts, PreparationRetries, PreparationStatus
+from tunewright_crds.job import Model, PodResources, PreparationRetries, PreparationStatus
 from tunewright_crds.names import DatasetPhase
 
 _FIXED = "is fixed: apply an InstructionDataset of another name, such as support-v2"
@@ -59,7 +59,6 @@ class InstructionDatasetStatus(PreparationStatus):
     """What happened."""
 
     phase: DatasetPhase = Field(DatasetPhase.PENDING, description="The state in one word.")
-    restarts: PreparationRestarts = Field(default_factory=PreparationRestarts, description="Preparing pods made anew, by cause.")
     users: int = Field(0, ge=0, description="Unfinished jobs that name it.")
     last_used: datetime | None = Field(None, alias="lastUsed", description="When a job that names it last came or ended.")
 

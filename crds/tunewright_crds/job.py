@@ -438,6 +438,7 @@ class PreparationStatus(Part):
     start_time: datetime | None = Field(None, alias="startTime", description="When the operator took it up.")
     completion_time: datetime | None = Field(None, alias="completionTime", description="When it ended.")
     dataset: DatasetStatus | None = Field(None, description="What was prepared.")
+    restarts: PreparationRestarts = Field(default_factory=PreparationRestarts, description="Pods made anew, by cause.")
     requeue: Requeue | None = Field(None, description="Waiting until the next attempt.")
     error: ErrorStatus | None = Field(None, description="Why it failed.")
 

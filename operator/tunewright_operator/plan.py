@@ -1,16 +1,21 @@
-"""What a pass over one job decides, and what the steps of the pass share while they decide it."""
+"""What a pass over a job or an InstructionDataset decides, and what the steps of the pass share while they decide it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar, Generic
 
+from pydantic import ValidationError
+
+from tunewright_crds.dataset import Dataset
 from tunewright_crds.errors import ADVICE, FailureCode
-from tunewright_crds.job import AttemptStatus, ErrorStatus, JobSpec, JobStatus
+from tunewright_crds.instruction_dataset import InstructionDatasetSpec
+from tunewright_crds.job import AttemptStatus, ErrorStatus, JobSpec, JobStatus, PreparationRetries
 from tunewright_crds.names import Condition, Phase, Reason
 from tunewright_crds.pod import PodConfig, Published, clean
 from tunewright_operator import builders
 from tunewright_operator.conditions import Truth, condition, set_condition
-from tunewright_operator.observed import Batch, Observed, read_status
+from tunewright_operator.observed import Batch, Family, Observed, S, read_dataset_status, read_status
 from tunewright_operator.settings import Settings
 
 
@@ -25,34 +30,47 @@ class Told:
 
 
 @dataclass
-class Plan:
+class Plan(Generic[S]):
     """What is to be done, in this order: delete, create, publish, status, events."""
 
-    status: JobStatus
+    status: S
     delete: list[Batch] = field(default_factory=list)
+    needs: str = ""  # a ConfigMap that must be there before anything is made
     create: list[dict[str, Any]] = field(default_factory=list)
     publish: dict[str, Any] | None = None
     events: list[Told] = field(default_factory=list)
     wake_at: datetime | None = None
-    delete_job: bool = False
+    delete_owner: bool = False
     doubtful: bool = False  # something is missing: look at the API server itself and decide again; nothing else of the plan counts
 
 
 @dataclass
-class Work:
-    """One pass over one job. Steps read ``seen`` and write ``plan``."""
+class Pass(ABC, Generic[S]):
+    """One pass over a resource that has data prepared. Steps read ``seen`` and write ``plan``."""
 
-    seen: Observed
+    seen: Family
     settings: Settings
-    plan: Plan
-    spec: JobSpec | None = None
-    artifact: Published | None = None  # what the last attempt published, heard in this pass
-    reached: int = 0  # its last step
+    plan: Plan[S]
 
-    @classmethod
-    def on(cls, seen: Observed, settings: Settings) -> "Work":
-        """The start of a pass: the status as it stands, nothing decided."""
-        return cls(seen, settings, Plan(read_status(seen.job.raw_status)))
+    data_condition: ClassVar[Condition]  # tells of the data
+
+    @property
+    @abstractmethod
+    def config(self) -> PodConfig:
+        """What the pods are told."""
+
+    @property
+    @abstractmethod
+    def retries(self) -> PreparationRetries:
+        """How often preparing may be tried again."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Writes the phase of preparing."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """Writes the phase of failure, and what belongs to it."""
 
     @property
     def now(self) -> datetime:
@@ -60,30 +78,18 @@ class Work:
         return self.seen.now
 
     @property
-    def status(self) -> JobStatus:
+    def status(self) -> S:
         """The status as it shall be."""
         return self.plan.status
 
     @property
-    def wanted(self) -> JobSpec:
-        """The typed spec, once it is read."""
-        if self.spec is None:
-            raise RuntimeError("the spec is used before it is read")
-        return self.spec
-
-    @property
-    def config(self) -> PodConfig:
-        """What the job's pods are told."""
-        return builders.pod_config(self.seen.job.id, self.wanted, self.settings)
-
-    @property
-    def attempt(self) -> AttemptStatus | None:
-        """The last attempt, ended or not."""
-        return self.status.attempts[-1] if self.status.attempts else None
+    def failed(self) -> bool:
+        """Whether there is nothing more to try."""
+        return self.status.error is not None
 
     def mark(self, type_: Condition, status: Truth, reason: str, message: str = "") -> None:
         """Writes a condition."""
-        generation = self.seen.job.id.generation
+        generation = self.seen.owner.id.generation
         set_condition(self.status.conditions, type_, status, reason=reason, message=message, generation=generation, now=self.now)
 
     def reason_of(self, type_: Condition) -> str:
@@ -93,7 +99,7 @@ class Work:
 
     def tell(self, reason: str, message: str, *, unique: str, warning: bool = False) -> None:
         """Adds an Event."""
-        uid = self.seen.job.id.uid[:8]
+        uid = self.seen.owner.id.uid[:8]
         self.plan.events.append(Told(str(reason), clean(message), f"{uid}-{unique}".lower(), warning))
 
     def wake(self, at: datetime) -> None:
@@ -125,11 +131,78 @@ class Work:
         return bool(running)
 
     def fail(self, code: FailureCode, message: str, param: str = "") -> None:
-        """Ends the job for good, with advice."""
+        """Ends it for good, with advice."""
         self.status.error = ErrorStatus(code=code.value, message=clean(message), param=clean(param), advice=ADVICE[code])
-        self.end(Phase.FAILED)
+        self.give_up()
         self.mark(Condition.FAILED, "True", code.value, message)
         self.tell(code.value, message, unique="failed", warning=True)
+
+
+def tell_invalid(work: Pass[S], invalid: ValidationError) -> None:
+    """Fails for a spec that makes no sense, with the field's name."""
+    first = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(["spec", *(str(part) for part in first["loc"])])
+    work.fail(FailureCode.CONFIG_INVALID, f"{place}: {first['msg']}", place)
+
+
+@dataclass
+class Work(Pass[JobStatus]):
+    """One pass over one job."""
+
+    seen: Observed
+    spec: JobSpec | None = None
+    artifact: Published | None = None  # what the last attempt published, heard in this pass
+    reached: int = 0  # its last step
+
+    data_condition = Condition.DATA_READY
+
+    @classmethod
+    def on(cls, seen: Observed, settings: Settings) -> "Work":
+        """The start of a pass: the status as it stands, nothing decided."""
+        return cls(seen, settings, Plan(read_status(seen.job.raw_status)))
+
+    @property
+    def wanted(self) -> JobSpec:
+        """The typed spec, once it is read."""
+        if self.spec is None:
+            raise RuntimeError("the spec is used before it is read")
+        return self.spec
+
+    @property
+    def retries(self) -> PreparationRetries:
+        return self.wanted.retries
+
+    @property
+    def config(self) -> PodConfig:
+        """What the job's pods are told: instead of the name of an InstructionDataset, how that one was prepared."""
+        data = self._data_of_the_named
+        spec = self.wanted.model_copy(update={"dataset": data}) if data else self.wanted
+        return builders.pod_config(self.seen.job.id, spec, self.settings)
+
+    @property
+    def knows_its_data(self) -> bool:
+        """Whether ``config`` tells how the data was prepared. An InstructionDataset may be gone since the job took its data."""
+        return not self.wanted.dataset.ref or self._data_of_the_named is not None
+
+    @property
+    def _data_of_the_named(self) -> Dataset | None:
+        named, taken = self.seen.named, self.status.dataset
+        if named is None or taken is None:
+            return None
+        theirs = read_dataset_status(named.raw_status).dataset
+        same = theirs is not None and theirs.digest == taken.digest
+        return InstructionDatasetSpec.model_validate(named.spec).dataset if same else None
+
+    @property
+    def attempt(self) -> AttemptStatus | None:
+        """The last attempt, ended or not."""
+        return self.status.attempts[-1] if self.status.attempts else None
+
+    def begin(self) -> None:
+        self.status.phase = Phase.PREPARING
+
+    def give_up(self) -> None:
+        self.end(Phase.FAILED)
 
     def end(self, phase: Phase) -> None:
         """Makes a phase terminal."""

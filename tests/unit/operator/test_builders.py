@@ -12,7 +12,7 @@ from tunewright_operator import builders
 from tunewright_operator.observed import Identity, owner_uid
 from tunewright_operator.settings import Settings
 
-JOB = Identity("ns", "a", "12345678-aaaa", 1, 1, START, False)
+JOB = Identity("ns", "a", "12345678-aaaa", 1, 1, START, False, "InstructionTuningJob")
 
 
 def spec(**fields: Any) -> JobSpec:
@@ -142,7 +142,7 @@ def test_the_config_is_immutable_and_reads_back_as_it_was_written() -> None:
 
 
 def test_the_longest_name_gives_children_that_kubernetes_takes() -> None:
-    long = Identity("ns", "x" * 253, "12345678-aaaa", 1, 1, START, False)
+    long = Identity("ns", "x" * 253, "12345678-aaaa", 1, 1, START, False, "InstructionTuningJob")
     config = builders.pod_config(long, spec(output={"modelName": "m"}), settings())
     for manifest in (
         builders.config_map(config, long),
@@ -150,7 +150,7 @@ def test_the_longest_name_gives_children_that_kubernetes_takes() -> None:
     ):
         assert len(manifest["metadata"]["name"]) <= 63
         assert all(len(value) <= 63 for value in manifest["metadata"]["labels"].values())
-    told = builders.event(long, kind="InstructionTuningJob", reason="R", message="m" * 5000, warning=False, stamp="t", unique="u")
+    told = builders.event(long, reason="R", message="m" * 5000, warning=False, stamp="t", unique="u")
     assert len(told["metadata"]["name"]) <= 253
     assert len(told["message"]) <= 1024
 

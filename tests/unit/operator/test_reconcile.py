@@ -288,10 +288,10 @@ def test_a_job_past_its_deadline_fails_with_its_checkpoint_kept() -> None:
 def test_a_finished_job_goes_when_its_time_is_over() -> None:
     world = a_prepared_world(a_job().with_spec(ttlSecondsAfterFinished=100)).finish(JOB, TRAINED)
     world.settle()
-    assert not world.plans[-1].delete_job
+    assert not world.plans[-1].delete_owner
     assert world.plans[-1].wake_at is not None
     world.pass_time(101).reconcile()
-    assert world.plans[-1].delete_job
+    assert world.plans[-1].delete_owner
 
 
 def test_an_attempt_without_progress_is_tried_again_when_asked_to() -> None:
