@@ -125,8 +125,9 @@ def test_what_an_attempt_goes_on_with_is_fixed_once_the_job_has_started(
 
 def dataset_with(namespace: str, **fields: Any) -> dict[str, Any]:
     """A good InstructionDataset with some fields set."""
-    body = a_dataset("rules", model="s3://bucket/model/", data="s3://bucket/rows.jsonl", **fields)
+    body = a_dataset("rules", model="s3://bucket/model/", data="s3://bucket/rows.jsonl")
     body["metadata"]["namespace"] = namespace
+    body["spec"] |= fields
     return body
 
 

@@ -31,7 +31,7 @@ class Ended:
     disruption: str = ""
 
 
-Script = Callable[[Role, int, str], Ended | None]  # role, attempt, name of the tuning job; None: runs on
+Script = Callable[[Role, int, str], Ended | None]  # role, attempt, name of the job or InstructionDataset; None: runs on
 
 
 def trains_well(role: Role, attempt: int, _: str) -> Ended | None:
@@ -70,11 +70,13 @@ class Kubelet:
 
     def made(self, role: Role) -> list[str]:
         """Names of the Jobs of a role, one for each that was ever made."""
-        return sorted(name for name in self.jobs.values() if (name.endswith("-prepare")) == (role is Role.PREPARE))
+        preparing = ("-prepare", "-prepare-dataset")
+        return sorted(name for name in self.jobs.values() if name.endswith(preparing) == (role is Role.PREPARE))
 
     async def collect_garbage(self) -> None:
-        """Deletes what belongs to jobs that are gone."""
-        there = {job["metadata"]["uid"] for job in await self._api.list("InstructionTuningJob", self._namespace)}
+        """Deletes what belongs to owners that are gone."""
+        owners = [owner for kind in ("InstructionTuningJob", "InstructionDataset") for owner in await self._api.list(kind, self._namespace)]
+        there = {owner["metadata"]["uid"] for owner in owners}
         for kind in ("Job", "ConfigMap"):
             for body in await self._api.list(kind, self._namespace):
                 owners = body["metadata"].get("ownerReferences") or []
@@ -124,7 +126,7 @@ class Kubelet:
         role, attempt = Role(labels[names.LABEL_ROLE]), int(labels.get(names.LABEL_ATTEMPT, "0"))
         if role not in self._roles:
             return
-        ended = self.script(role, attempt, labels[names.LABEL_JOB])
+        ended = self.script(role, attempt, labels.get(names.LABEL_JOB) or labels[names.LABEL_DATASET])
         await self._api.create(_pod(body), again=True)
         if ended is None or role is Role.TRAIN:
             await self._tell(body, {"phase": "Running", "containerStatuses": [_container({"running": {"startedAt": _now()}})]})
