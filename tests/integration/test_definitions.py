@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster import facts
 from tests.support.control import define
-from tests.support.stack import CommandFailed, Kubectl, cluster
+from tests.support.stack import ROOT, CommandFailed, Kubectl, cluster
 from tests.support.tenant import a_dataset, a_job
 
 
@@ -148,6 +148,14 @@ def test_an_instruction_dataset_is_fixed_from_the_start_but_for_how_long_it_stay
         with pytest.raises(CommandFailed, match=f"spec.{field} is fixed: apply an InstructionDataset of another name"):
             kubectl.apply(dataset_with(namespace, **{field: value}))
     assert "PHASE" in kubectl("get", "ids", "-n", namespace)
+
+
+def test_the_example_of_shared_data_is_taken(kubectl: Kubectl, namespace: str) -> None:
+    kubectl("apply", "-n", namespace, "-f", str(ROOT / "examples" / "shared"))
+    data = kubectl.get("ids", "support-v1", "-n", namespace)["spec"]
+    jobs = kubectl.get("itj", "-n", namespace)["items"]
+    assert {job["spec"]["dataset"]["ref"] for job in jobs} == {"support-v1"}
+    assert {job["spec"]["model"]["uri"] for job in jobs} == {data["model"]["uri"]}
 
 
 def test_a_cancelled_job_stays_cancelled(kubectl: Kubectl, namespace: str) -> None:
