@@ -9,6 +9,7 @@ from tunewright_crds.fields import DATA_PINNED, DNS_NAME, PIN_DATA, DataUri, Par
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
+MAX_SHARDS: Final = 64
 
 
 class DataFormat(StrEnum):
@@ -170,6 +171,12 @@ class Dataset(Part, json_schema_extra=_rules):
     )
     sources: list[Source] = Field(
         default_factory=list, max_length=MAX_SOURCES, description="Where the rows come from, in order; at least one, or `ref`."
+    )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=MAX_SHARDS,
+        description="Pods that read the sources side by side; each takes a part of the files. One more pod joins what they have read.",
     )
     credentials_secret: SecretName = Field(
         "",

@@ -50,6 +50,7 @@ MAX_LABEL: Final = 63  # bytes of a label's value, and of a DNS label (RFC 1035)
 class Role(StrEnum):
     """What a child of a job or model does."""
 
+    SHARD = "shard"
     PREPARE = "prepare"
     TRAIN = "train"
     SERVE = "serve"
@@ -149,6 +150,16 @@ def prepare_name(job: str) -> str:
 def dataset_prepare_name(dataset: str) -> str:
     """The batch Job that prepares an InstructionDataset. No child of a job ends like that, whatever the job is called."""
     return child_name(dataset, "prepare-dataset", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def shards_name(job: str) -> str:
+    """The Indexed batch Job whose pods read the data of ``job`` side by side."""
+    return child_name(job, "shards", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def dataset_shards_name(dataset: str) -> str:
+    """The same for an InstructionDataset."""
+    return child_name(dataset, "shards-dataset", limit=MAX_LABEL - _POD_SUFFIX)
 
 
 def attempt_name(job: str, number: int) -> str:

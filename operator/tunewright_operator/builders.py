@@ -8,6 +8,7 @@ import orjson
 
 from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.errors import user_exit_codes
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
@@ -95,6 +96,30 @@ def prepare_job(config: PodConfig, owner: Identity, settings: Settings) -> Manif
         labels={},
         arguments=["prepare", "--config", names.CONFIG_FILE],
     )
+
+
+def shards_name(owner: Identity) -> str:
+    """The batch Job that reads the data of this owner in parts."""
+    return names.dataset_shards_name(owner.name) if owner.kind == Prepared.KIND else names.shards_name(owner.name)
+
+
+def shards_job(config: PodConfig, owner: Identity, settings: Settings) -> Manifest:
+    """The Indexed batch Job whose pods read a part of the sources each. A part that broke for no lasting reason is read again by itself."""
+    arguments = ["prepare", "--config", names.CONFIG_FILE, "--shard"]
+    manifest = _batch_job(shards_name(owner), config, owner, settings, role=Role.SHARD, labels={}, arguments=arguments)
+    count, user_errors = config.spec.dataset.shards, {"containerName": "trainer", "operator": "In", "values": user_exit_codes()}
+    disrupted = [{"type": "DisruptionTarget", "status": "True"}]
+    del manifest["spec"]["backoffLimit"]
+    manifest["spec"] |= {
+        "completionMode": "Indexed",
+        "completions": count,
+        "parallelism": count,
+        "backoffLimitPerIndex": 3,
+        "podFailurePolicy": {
+            "rules": [{"action": "Ignore", "onPodConditions": disrupted}, {"action": "FailJob", "onExitCodes": user_errors}]
+        },
+    }
+    return manifest
 
 
 def training_job(config: PodConfig, job: Identity, settings: Settings, *, attempt: int, dataset: str, halvings: int) -> Manifest:

@@ -449,7 +449,7 @@ def _told_children(owner: Identity, status: PreparationStatus) -> set[str]:
     """Names of the batch Jobs whose end is in the status."""
     attempts = status.attempts if isinstance(status, JobStatus) else []
     told = {names.attempt_name(owner.name, attempt.number) for attempt in attempts if attempt.end_time}
-    return told | ({builders.prepare_name(owner)} if status.dataset else set())
+    return told | ({builders.shards_name(owner), builders.prepare_name(owner)} if status.dataset else set())
 
 
 def _heard_by_jobs(dataset: Prepared) -> tuple[bool, Manifest]:

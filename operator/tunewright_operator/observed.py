@@ -140,7 +140,7 @@ def _is_sound(model: type[PreparationStatus], name: str, value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch Job: one preparation, or one training attempt."""
+    """A batch Job: the shards of a preparation, one preparation, or one training attempt."""
 
     id: Identity
     owner: str
@@ -278,10 +278,18 @@ class Family:
     confirmed: bool = False  # read live just now: what is absent here is absent
     obstacles: Mapping[str, str] = field(default_factory=dict)  # children that could not be made: name, why
 
+    def pods_of(self, batch: Batch) -> list[Pod]:
+        """The pods of a batch Job, oldest first."""
+        return sorted((pod for pod in self.pods if pod.owner == batch.id.uid), key=lambda pod: pod.id.created)
+
     def pod_of(self, batch: Batch) -> Pod | None:
-        """The pod of a batch Job; of several, the last."""
-        pods = [pod for pod in self.pods if pod.owner == batch.id.uid]
-        return max(pods, key=lambda pod: pod.id.created, default=None)
+        """The last pod of a batch Job."""
+        return next(reversed(self.pods_of(batch)), None)
+
+    @property
+    def shards(self) -> Batch | None:
+        """The Indexed Job that reads the data in parts, before it is prepared."""
+        return next((batch for batch in self.batches if batch.role == names.Role.SHARD), None)
 
     @property
     def preparation(self) -> Batch | None:

@@ -8,15 +8,36 @@ from tunewright_crds.errors import FailureClass, FailureCode
 from tunewright_crds.names import Reason
 from tunewright_operator import builders
 from tunewright_operator.budgets import OBSTACLE_SECONDS, spend, waits_for_its_turn
-from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
+from tunewright_operator.failures import Ending, ending, gravest, heard, hindrance, stuck
 from tunewright_operator.observed import Batch
 from tunewright_operator.plan import Pass
 
 
 def hear_preparation(work: Pass[Any]) -> bool:
     """Learns what became of the data's preparation; True where the pass ends with that."""
+    return not work.status.dataset and (_hear_shards(work) or _hear_prepared(work))
+
+
+def _hear_shards(work: Pass[Any]) -> bool:
+    batch = work.seen.shards
+    if batch is None or batch.complete:
+        return False
+    if not batch.finished:
+        return _watch(work, batch)
+    if batch.gone or batch.id.deleting:
+        return False
+    broke = [pod for pod in work.seen.pods_of(batch) if pod.finished and pod.exit_code != 0]
+    if not broke and not work.seen.confirmed:
+        work.doubt()
+        return True
+    work.stop(batch)
+    _try_again(work, gravest(broke))
+    return work.failed
+
+
+def _hear_prepared(work: Pass[Any]) -> bool:
     batch = work.seen.preparation
-    if work.status.dataset or batch is None:
+    if batch is None:
         return False
     pod = work.seen.pod_of(batch)
     if not batch.finished:
@@ -42,15 +63,14 @@ def hear_preparation(work: Pass[Any]) -> bool:
 def _watch(work: Pass[Any], batch: Batch) -> bool:
     if batch.id.deleting:
         return False
-    pod = work.seen.pod_of(batch)
-    verdict = pod and stuck(pod, now=work.now, patience=work.settings.pending_seconds)
-    if verdict:
-        work.stop(batch)
-        _try_again(work, verdict)
-        return work.failed
     reason, message = (Reason.VALIDATING_DATA, "the data is being prepared")
-    if pod and pod.phase == "Pending":
-        hindered, why = hindrance(pod)
+    for pod in work.seen.pods_of(batch):
+        verdict = stuck(pod, now=work.now, patience=work.settings.pending_seconds)
+        if verdict:
+            work.stop(batch)
+            _try_again(work, verdict)
+            return work.failed
+        hindered, why = hindrance(pod) if pod.phase == "Pending" else (Reason.STARTING, "")
         if hindered != Reason.STARTING:
             reason, message = Reason(hindered), why
         if hindered == Reason.IMAGE_PULL:
@@ -71,11 +91,13 @@ def _try_again(work: Pass[Any], verdict: Ending) -> None:
 
 
 def prepare(work: Pass[Any]) -> bool:
-    """Has the data prepared, once; True while that is not done. No GPU is asked for before."""
+    """Has the data prepared, once: read in parts if that is wanted, then prepared. True while that is not done. No GPU is asked for before."""
     if work.status.dataset:
         return False
     work.begin()
-    batch, owner = work.seen.preparation, work.seen.owner.id
+    owner, config, shards = work.seen.owner.id, work.config, work.seen.shards
+    reads = config.spec.dataset.shards > 1 and not (shards and shards.complete)
+    batch, make = (shards, builders.shards_job) if reads else (work.seen.preparation, builders.prepare_job)
     if batch and not batch.gone:
         return True  # at work, or about to go to make room for the next
     if waits_for_its_turn(work):
@@ -83,13 +105,13 @@ def prepare(work: Pass[Any]) -> bool:
     if batch is None and work.reason_of(work.data_condition) and not work.seen.confirmed:
         work.doubt()
         return True
-    manifest = builders.prepare_job(work.config, owner, work.settings)
+    manifest = make(config, owner, work.settings)
     name = manifest["metadata"]["name"]
     obstacle = work.seen.obstacles.get(name) or work.seen.obstacles.get(names.config_name(owner.name, owner.uid))
     if obstacle:
         work.mark(work.data_condition, "False", Reason.STARTING, obstacle)
         work.wake_in(OBSTACLE_SECONDS)
         return True
-    work.plan.create += [builders.config_map(work.config, owner), manifest]
+    work.plan.create += [builders.config_map(config, owner), manifest]
     work.mark(work.data_condition, "False", Reason.VALIDATING_DATA, "the data is being prepared")
     return True

@@ -208,12 +208,12 @@ class Around(ABC, Generic[S]):
         self._stamped(self.job)
         return self
 
-    def start(self, name: str, **status: Any) -> Self:
+    def start(self, name: str, *, index: int = 0, **status: Any) -> Self:
         """The Job controller makes the pod, and the kubelet runs it, or whatever ``status`` says."""
         batch = self.batches[name]
         pod: Manifest = {
             "metadata": {
-                "name": f"{name}-0",
+                "name": f"{name}-{index}",
                 "namespace": "ns",
                 "labels": batch["spec"]["template"]["metadata"]["labels"],
                 "ownerReferences": [{"uid": batch["metadata"]["uid"], "controller": True}],
@@ -221,20 +221,27 @@ class Around(ABC, Generic[S]):
             "spec": {"nodeName": "node-1"},
             "status": {"phase": "Running"} | status,
         }
-        self.pods[f"{name}-0"] = self._stamped(pod, uid=True)
+        self.pods[f"{name}-{index}"] = self._stamped(pod, uid=True)
         return self
 
     def finish(self, name: str, outcome: Outcome | str | None = None, *, exit_code: int = 0, reason: str = "", **status: Any) -> Self:
         """The container ends with last words; the Job controller sees it."""
-        if f"{name}-0" not in self.pods:
-            self.start(name)
-        pod = self.pods[f"{name}-0"]
+        self.end_pod(name, outcome, exit_code=exit_code, reason=reason, **status)
+        self.batches[name]["status"] = {"conditions": [{"type": "Failed" if exit_code else "Complete", "status": "True"}]}
+        self._stamped(self.batches[name])
+        return self
+
+    def end_pod(
+        self, name: str, outcome: Outcome | str | None = None, *, index: int = 0, exit_code: int = 0, reason: str = "", **status: Any
+    ) -> Self:
+        """A container ends with last words."""
+        if f"{name}-{index}" not in self.pods:
+            self.start(name, index=index)
+        pod = self.pods[f"{name}-{index}"]
         message = outcome.bounded() if isinstance(outcome, Outcome) else (outcome or "")
         ended = {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": self.stamp}
         pod["status"] |= {"phase": "Failed" if exit_code else "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]} | status
         self._stamped(pod)
-        self.batches[name]["status"] = {"conditions": [{"type": "Failed" if exit_code else "Complete", "status": "True"}]}
-        self._stamped(self.batches[name])
         return self
 
     def lose_pod(self, name: str) -> Self:
