@@ -27,6 +27,8 @@ LABEL_DATASET: Final = f"{GROUP}/dataset"
 LABEL_DATASET_UID: Final = f"{GROUP}/dataset-uid"
 LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+# On an InstructionDataset whose prepared data goes with it: kept until that is done.
+FINALIZER: Final = f"{GROUP}/prepared-data"
 LABEL_ENGINE: Final = f"{GROUP}/engine"
 
 # What the pods' projected token is good for: reporting progress, and nothing else.
@@ -35,6 +37,7 @@ PROGRESS_AUDIENCE: Final = "tunewright-progress"
 # Where a pod finds what it is given.
 CONFIG_FILE: Final = "/etc/tunewright/job.json"
 CONFIG_KEY: Final = "job.json"
+CONFIG_ANNOTATION: Final = f"{GROUP}/config"  # of a pod that outlives its owner's ConfigMap
 STORAGE_CREDENTIALS: Final = "/var/run/tunewright/storage"
 MODEL_CREDENTIALS: Final = "/var/run/tunewright/model-credentials"
 DATASET_CREDENTIALS: Final = "/var/run/tunewright/dataset-credentials"
@@ -54,6 +57,7 @@ class Role(StrEnum):
     PREPARE = "prepare"
     TRAIN = "train"
     SERVE = "serve"
+    DISCARD = "discard"
 
 
 class Phase(StrEnum):
@@ -102,6 +106,9 @@ class Reason(StrEnum):
 
     VALIDATING_DATA = "ValidatingData"
     DATA_PREPARED = "DataPrepared"
+    DELETING = "Deleting"
+    DATA_DISCARDED = "DataDiscarded"
+    DATA_STAYS = "DataStays"
     WAITING_FOR_DATASET = "WaitingForDataset"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
@@ -160,6 +167,11 @@ def shards_name(job: str) -> str:
 def dataset_shards_name(dataset: str) -> str:
     """The same for an InstructionDataset."""
     return child_name(dataset, "shards-dataset", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def discard_name(dataset: str, uid: str) -> str:
+    """The batch Job that removes the prepared data of an InstructionDataset. It belongs to nobody, so the UID is in its name."""
+    return child_name(dataset, f"discard-{uid[:8]}", limit=MAX_LABEL - _POD_SUFFIX)
 
 
 def attempt_name(job: str, number: int) -> str:

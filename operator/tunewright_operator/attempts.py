@@ -12,7 +12,7 @@ from tunewright_operator import builders
 from tunewright_operator.budgets import OBSTACLE_SECONDS, spend, waits_for_its_turn
 from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
 from tunewright_operator.observed import Batch, Pod
-from tunewright_operator.plan import Work
+from tunewright_operator.work import Work
 
 # A pod that outlives its Job is looked at again after so many seconds.
 _LOOK_AGAIN_SECONDS: Final = 5.0

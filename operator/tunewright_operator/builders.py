@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds import names
-from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.dataset import Dataset, DatasetStatus
 from tunewright_crds.errors import user_exit_codes
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
@@ -119,6 +119,22 @@ def shards_job(config: PodConfig, owner: Identity, settings: Settings) -> Manife
             "rules": [{"action": "Ignore", "onPodConditions": disrupted}, {"action": "FailJob", "onExitCodes": user_errors}]
         },
     }
+    return manifest
+
+
+def discard_job(config: PodConfig, owner: Identity, settings: Settings, *, digest: str) -> Manifest:
+    """The batch Job that removes prepared data. It outlives its InstructionDataset, so it belongs to nobody and carries its config with it."""
+    arguments = ["discard", "--config", names.CONFIG_FILE, "--dataset", digest]
+    name = names.discard_name(owner.name, owner.uid)
+    manifest = _batch_job(name, config, owner, settings, role=Role.DISCARD, labels={}, arguments=arguments)
+    del manifest["metadata"]["ownerReferences"]
+    manifest["spec"] |= {"backoffLimit": 2, "ttlSecondsAfterFinished": 600}
+    told = config.model_copy(update={"spec": config.spec.model_copy(update={"dataset": Dataset(ref=owner.name)})})  # an annotation is short
+    template = manifest["spec"]["template"]
+    template["metadata"] |= {"annotations": {names.CONFIG_ANNOTATION: told.model_dump_json(by_alias=True, exclude_none=True)}}
+    field = {"path": names.CONFIG_KEY, "fieldRef": {"fieldPath": f"metadata.annotations['{names.CONFIG_ANNOTATION}']"}}
+    carried = {"name": "config", "downwardAPI": {"items": [field]}}
+    template["spec"]["volumes"] = [carried if volume["name"] == "config" else volume for volume in template["spec"]["volumes"]]
     return manifest
 
 

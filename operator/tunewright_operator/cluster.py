@@ -167,6 +167,11 @@ class Cluster:
         path = _path(kind, of.namespace, of.name, "status")
         return await self._write("PATCH", path, patch, _FIELD_MANAGER, content="application/json-patch+json")
 
+    async def patch(self, kind: str, of: Identity, changes: list[Manifest]) -> Manifest:
+        """A JSON patch of anything but the status, void if the object is not the one that was looked at."""
+        patch = [{"op": "test", "path": "/metadata/uid", "value": of.uid}, *changes]
+        return await self._write("PATCH", _path(kind, of.namespace, of.name), patch, _FIELD_MANAGER, content="application/json-patch+json")
+
     async def delete(self, kind: str, of: Identity, *, foreground: bool = False) -> None:
         """Deletes that very object. In the foreground it stays, marked, until its children are gone."""
         options: Manifest = {

@@ -42,6 +42,7 @@ from tunewright_operator.queue import KeyedQueue
 from tunewright_operator.reconcile import reconcile
 from tunewright_operator.settings import Settings
 from tunewright_operator.stores import Key, Stores
+from tunewright_operator.usage import Use
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +103,12 @@ class Controller:
     def take_job(self, job: Job, *, deleted: bool = False) -> bool:
         """Keeps a job; the InstructionDataset that it begins or ceases to use hears of it. Returns whether anything changed."""
         usage = self.stores.usage
-        before = usage.of(job.id.uid)
+        before = usage.named_by(job.id.uid)
         if deleted:
             self.stores.drop_job(job.id)
         elif not self.stores.put_job(job):
             return False
-        after = usage.of(job.id.uid)
+        after = usage.named_by(job.id.uid)
         for key in (before, after):
             if key and before != after:
                 self.datasets.poke(key)
@@ -122,7 +123,7 @@ class Controller:
         elif not self.stores.put_dataset(view):
             return False
         if deleted or before is None or _heard_by_jobs(before) != _heard_by_jobs(view):
-            for job in self.stores.usage.waiting(key):
+            for job in self.stores.usage.users(Use.WAITS, key):
                 self.jobs.poke(job)
         return True
 
@@ -159,6 +160,8 @@ class Controller:
         for batch in plan.delete:
             await self.cluster.delete("Job", batch.id, foreground=True)
         owner = seen.owner.id
+        if plan.hold:
+            await self._hold(owner, hold=True)
         if plan.needs and await self.cluster.get("ConfigMap", owner.namespace, plan.needs) is None:
             return {
                 plan.needs: f"the ConfigMap {plan.needs} is gone, and so is the InstructionDataset that it was made of; apply that again"
@@ -174,8 +177,21 @@ class Controller:
             await self._tell(owner, told)
         if plan.delete_owner:
             await self.cluster.delete(owner.kind, owner)
+        if plan.hold is False:
+            await self._hold(owner, hold=False)
         if plan.wake_at:
             self._queue(owner.kind).poke_in((owner.namespace, owner.name), (plan.wake_at - self.now()).total_seconds() + 0.05)
+
+    async def _hold(self, owner: Identity, *, hold: bool) -> None:
+        """Puts our finalizer on an InstructionDataset, or takes it off; other finalizers stay."""
+        live = await self.cluster.get(owner.kind, owner.namespace, owner.name)
+        if live is None or live["metadata"]["uid"] != owner.uid:
+            return
+        meta = live["metadata"]
+        others = [finalizer for finalizer in meta.get("finalizers") or () if finalizer != names.FINALIZER]
+        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]}
+        change = {"op": "add", "path": "/metadata/finalizers", "value": [*others, *([names.FINALIZER] if hold else [])]}
+        self._take(owner.kind, await self.cluster.patch(owner.kind, owner, [unchanged, change]))
 
     async def _create(self, seen: Family, manifests: list[Manifest]) -> dict[str, str]:
         """Makes children in order. Returns what stands in the way of one: {name: why}; the ones after it are not made then."""
@@ -186,7 +202,7 @@ class Controller:
                 live = await self.cluster.create(manifest)
             except Conflict:
                 found = await self.cluster.get(manifest["kind"], owner.namespace, name)
-                if found is None or owner_uid(found) != owner.uid:
+                if found is None or owner_uid(found) != owner_uid(manifest):
                     told = f"a {manifest['kind']} named {name} stands in the way that does not belong to this {owner.kind}"
                     return {name: f"{told}; delete it to go on"}
                 live = found

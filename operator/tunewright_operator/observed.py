@@ -45,6 +45,7 @@ class Identity:
     created: datetime
     deleting: bool
     kind: str = ""  # of our own resources
+    held: bool = False  # by our finalizer
 
     @classmethod
     def of(cls, body: Manifest, *, kind: str = "") -> "Identity":
@@ -60,6 +61,7 @@ class Identity:
             created=moment(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             deleting=bool(meta.get("deletionTimestamp")),
             kind=kind,
+            held=names.FINALIZER in (meta.get("finalizers") or ()),
         )
 
 
@@ -104,6 +106,11 @@ class Prepared(Resource):
 
     KIND = "InstructionDataset"
     __slots__ = ()
+
+    @property
+    def digest(self) -> str:
+        """Of what it prepared; empty as long as that is not done."""
+        return str((self.raw_status.get("dataset") or {}).get("digest", ""))
 
 
 S = TypeVar("S", bound=PreparationStatus)
@@ -321,3 +328,6 @@ class ObservedDataset(Family):
     """One InstructionDataset with what belongs to it."""
 
     users: int = 0  # unfinished jobs that name it
+    trainees: int = 0  # unfinished jobs, of any data set, that train on the same prepared data
+    twins: int = 0  # other InstructionDatasets with the same prepared data; counted once this one is deleted
+    discard: Batch | None = None  # the Job that removes its data

@@ -7,15 +7,12 @@ from typing import Any, ClassVar, Generic
 
 from pydantic import ValidationError
 
-from tunewright_crds.dataset import Dataset
 from tunewright_crds.errors import ADVICE, FailureCode
-from tunewright_crds.instruction_dataset import InstructionDatasetSpec
-from tunewright_crds.job import AttemptStatus, ErrorStatus, JobSpec, JobStatus, PreparationRetries
-from tunewright_crds.names import Condition, Phase, Reason
-from tunewright_crds.pod import PodConfig, Published, clean
-from tunewright_operator import builders
+from tunewright_crds.job import ErrorStatus, PreparationRetries
+from tunewright_crds.names import Condition
+from tunewright_crds.pod import PodConfig, clean
 from tunewright_operator.conditions import Truth, condition, set_condition
-from tunewright_operator.observed import Batch, Family, Observed, S, read_dataset_status, read_status
+from tunewright_operator.observed import Batch, Family, S
 from tunewright_operator.settings import Settings
 
 
@@ -41,6 +38,7 @@ class Plan(Generic[S]):
     events: list[Told] = field(default_factory=list)
     wake_at: datetime | None = None
     delete_owner: bool = False
+    hold: bool | None = None  # our finalizer: put it on before anything is made, or take it off when all is done
     doubtful: bool = False  # something is missing: look at the API server itself and decide again; nothing else of the plan counts
 
 
@@ -143,72 +141,3 @@ def tell_invalid(work: Pass[S], invalid: ValidationError) -> None:
     first = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(["spec", *(str(part) for part in first["loc"])])
     work.fail(FailureCode.CONFIG_INVALID, f"{place}: {first['msg']}", place)
-
-
-@dataclass
-class Work(Pass[JobStatus]):
-    """One pass over one job."""
-
-    seen: Observed
-    spec: JobSpec | None = None
-    artifact: Published | None = None  # what the last attempt published, heard in this pass
-    reached: int = 0  # its last step
-
-    data_condition = Condition.DATA_READY
-
-    @classmethod
-    def on(cls, seen: Observed, settings: Settings) -> "Work":
-        """The start of a pass: the status as it stands, nothing decided."""
-        return cls(seen, settings, Plan(read_status(seen.job.raw_status)))
-
-    @property
-    def wanted(self) -> JobSpec:
-        """The typed spec, once it is read."""
-        if self.spec is None:
-            raise RuntimeError("the spec is used before it is read")
-        return self.spec
-
-    @property
-    def retries(self) -> PreparationRetries:
-        return self.wanted.retries
-
-    @property
-    def config(self) -> PodConfig:
-        """What the job's pods are told: instead of the name of an InstructionDataset, how that one was prepared."""
-        data = self._data_of_the_named
-        spec = self.wanted.model_copy(update={"dataset": data}) if data else self.wanted
-        return builders.pod_config(self.seen.job.id, spec, self.settings)
-
-    @property
-    def knows_its_data(self) -> bool:
-        """Whether ``config`` tells how the data was prepared. An InstructionDataset may be gone since the job took its data."""
-        return not self.wanted.dataset.ref or self._data_of_the_named is not None
-
-    @property
-    def _data_of_the_named(self) -> Dataset | None:
-        named, taken = self.seen.named, self.status.dataset
-        if named is None or taken is None:
-            return None
-        theirs = read_dataset_status(named.raw_status).dataset
-        same = theirs is not None and theirs.digest == taken.digest
-        return InstructionDatasetSpec.model_validate(named.spec).dataset if same else None
-
-    @property
-    def attempt(self) -> AttemptStatus | None:
-        """The last attempt, ended or not."""
-        return self.status.attempts[-1] if self.status.attempts else None
-
-    def begin(self) -> None:
-        self.status.phase = Phase.PREPARING
-
-    def give_up(self) -> None:
-        self.end(Phase.FAILED)
-
-    def end(self, phase: Phase) -> None:
-        """Makes a phase terminal."""
-        self.status.phase = phase
-        self.status.completion_time = self.now
-        self.status.requeue = None
-        if self.reason_of(Condition.TRAINING):
-            self.mark(Condition.TRAINING, "False", Reason.STOPPED if phase is not Phase.SUCCEEDED else Reason.SUCCEEDED)
-        self.stop_all()

@@ -20,9 +20,10 @@ from tunewright_operator import builders
 from tunewright_operator.attempts import deadline, hear_attempts, past_deadline, train
 from tunewright_operator.conditions import condition
 from tunewright_operator.observed import Observed, Prepared, read_dataset_status
-from tunewright_operator.plan import Plan, Work, tell_invalid
+from tunewright_operator.plan import Plan, tell_invalid
 from tunewright_operator.preparation import hear_preparation, prepare
 from tunewright_operator.settings import Settings
+from tunewright_operator.work import Work
 
 
 def reconcile(seen: Observed, settings: Settings) -> Plan[JobStatus]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
+from tunewright_crds import names
 from tunewright_operator.observed import Batch, Deployed, Identity, Job, Observed, ObservedDataset, Pod, Prepared, Resource, Served
-from tunewright_operator.usage import Usage, named_dataset
+from tunewright_operator.usage import Usage, Use, named_dataset
 
 Key = tuple[str, str]  # namespace, name
 
@@ -80,7 +81,19 @@ class Stores:
         dataset = self.datasets.by_key.get(key)
         if dataset is None:
             return None
-        return ObservedDataset(dataset, now, *self._children(dataset), confirmed, obstacles or {}, len(self.usage.naming(key)))
+        users = len(self.usage.users(Use.NAMES, key))
+        seen = ObservedDataset(dataset, now, *self._children(dataset), confirmed, obstacles or {}, users)
+        return self._with_what_keeps_it(seen, dataset) if dataset.id.deleting else seen
+
+    def _with_what_keeps_it(self, seen: ObservedDataset, dataset: Prepared) -> ObservedDataset:
+        namespace, digest = dataset.id.namespace, dataset.digest
+        others = [other for other in self.datasets.by_key.values() if other.id.namespace == namespace and other.id.uid != dataset.id.uid]
+        return replace(
+            seen,
+            trainees=len(self.usage.users(Use.TRAINS, (namespace, digest))),
+            twins=sum(1 for other in others if other.digest == digest and not (other.id.deleting and other.id.held)),
+            discard=self.batches.by_key.get((namespace, names.discard_name(dataset.id.name, dataset.id.uid))),
+        )
 
     def _children(self, owner: Resource) -> tuple[tuple[Batch, ...], tuple[Pod, ...]]:
         batches = _one_of_each_name(self._batches_of.get(owner.id.uid, {}).values())

@@ -1,5 +1,6 @@
 """Which unfinished jobs use which data: known at once, however many jobs there are."""
 
+from enum import StrEnum
 from typing import Final
 
 from tunewright_crds.names import Phase
@@ -10,46 +11,58 @@ Key = tuple[str, str]
 _ENDED: Final = frozenset(phase for phase in Phase if phase.terminal)
 
 
+class Use(StrEnum):
+    """How an unfinished job uses data. The first two go by the InstructionDataset's name, the last by the digest."""
+
+    NAMES = "names"
+    WAITS = "waits"
+    TRAINS = "trains"
+
+
 class Usage:
-    """Unfinished jobs by the InstructionDataset that they name. A key is a namespace and a name."""
+    """Unfinished jobs by the data that they use. A key is a namespace and a name, or a namespace and a digest."""
 
     def __init__(self) -> None:
-        self._key_of: dict[str, Key] = {}  # by the job's UID
-        self._naming: dict[Key, dict[str, Key]] = {}  # the jobs' keys by UID
-        self._waiting: dict[Key, dict[str, Key]] = {}  # those of them that have no data yet
+        self._uses: dict[str, list[tuple[Use, Key]]] = {}  # by the job's UID
+        self._users: dict[tuple[Use, Key], dict[str, Key]] = {}  # the jobs' keys by UID
 
     def put(self, job: Job) -> None:
         """Takes a job as it is now."""
         self.drop(job.id.uid)
-        name = named_dataset(job)
-        status = job.raw_status if name else {}
-        if name and status.get("phase") not in _ENDED:
-            dataset, key = (job.id.namespace, name), (job.id.namespace, job.id.name)
-            self._key_of[job.id.uid] = dataset
-            self._naming.setdefault(dataset, {})[job.id.uid] = key
-            if not status.get("dataset"):
-                self._waiting.setdefault(dataset, {})[job.id.uid] = key
+        uses = _uses(job)
+        if uses:
+            self._uses[job.id.uid] = uses
+        for use in uses:
+            self._users.setdefault(use, {})[job.id.uid] = (job.id.namespace, job.id.name)
 
     def drop(self, uid: str) -> None:
         """Forgets a job."""
-        dataset = self._key_of.pop(uid, None)
-        for held in (self._naming, self._waiting):
-            users = held.get(dataset, {}) if dataset else {}
-            users.pop(uid, None)
-            if dataset and not users:
-                held.pop(dataset, None)
+        for use in self._uses.pop(uid, ()):
+            users = self._users[use]
+            del users[uid]
+            if not users:
+                del self._users[use]
 
-    def of(self, uid: str) -> Key | None:
-        """The InstructionDataset that a job uses until it ends."""
-        return self._key_of.get(uid)
+    def named_by(self, uid: str) -> Key | None:
+        """The InstructionDataset that a job names, until it ends."""
+        return next((key for use, key in self._uses.get(uid, ()) if use is Use.NAMES), None)
 
-    def naming(self, dataset: Key) -> list[Key]:
-        """The unfinished jobs that name it."""
-        return list(self._naming.get(dataset, {}).values())
+    def users(self, use: Use, key: Key) -> list[Key]:
+        """The jobs that use something so."""
+        return list(self._users.get((use, key), {}).values())
 
-    def waiting(self, dataset: Key) -> list[Key]:
-        """Those of them that have not taken its data yet."""
-        return list(self._waiting.get(dataset, {}).values())
+
+def _uses(job: Job) -> list[tuple[Use, Key]]:
+    status = job.raw_status
+    if status.get("phase") in _ENDED:
+        return []
+    taken, name = status.get("dataset") or {}, named_dataset(job)
+    uses = [(Use.TRAINS, (job.id.namespace, str(taken.get("digest", ""))))] if taken else []
+    if name:
+        uses.append((Use.NAMES, (job.id.namespace, name)))
+    if name and not taken:
+        uses.append((Use.WAITS, (job.id.namespace, name)))
+    return uses
 
 
 def named_dataset(job: Job) -> str:

@@ -302,18 +302,36 @@ class World(Around[JobStatus]):
 
 
 class DatasetWorld(Around[InstructionDatasetStatus]):
-    """One InstructionDataset and its children. ``users``: unfinished jobs that name it."""
+    """One InstructionDataset and its children. ``users``, ``trainees``, ``twins``: as ``ObservedDataset`` has them."""
 
     def __init__(self, name: str = "d", *, spec: Manifest | None = None, **fields: Any) -> None:
         super().__init__(a_dataset(name, **(spec or {})), **fields)
-        self.users = 0
+        self.users = self.trainees = self.twins = 0
 
     @property
     def status(self) -> InstructionDatasetStatus:
         return read_dataset_status(self.job.get("status") or {})
 
     def decide(self, family: dict[str, Any]) -> Plan[InstructionDatasetStatus]:
-        return reconcile_dataset(ObservedDataset(Prepared.of(self.job), **family, users=self.users), self.settings)
+        meta = self.job["metadata"]
+        counts = {"users": self.users, "trainees": self.trainees, "twins": self.twins}
+        discard = self.batches.get(names.discard_name(meta["name"], meta["uid"]))
+        seen = ObservedDataset(Prepared.of(self.job), **family, **counts, discard=Batch.of(discard) if discard else None)
+        plan = reconcile_dataset(seen, self.settings)
+        if plan.hold is not None:
+            meta["finalizers"] = [names.FINALIZER] if plan.hold else []
+        return plan
+
+    def delete(self) -> Self:
+        """Its owner deletes it; with a finalizer it stays, marked."""
+        self.job["metadata"]["deletionTimestamp"] = self.stamp
+        self._stamped(self.job)
+        return self
+
+    @property
+    def held(self) -> bool:
+        """Whether our finalizer keeps it."""
+        return names.FINALIZER in self.job["metadata"].get("finalizers", [])
 
 
 def a_prepared_world(job: JobBuilder | None = None, **fields: Any) -> World:

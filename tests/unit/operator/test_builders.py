@@ -34,7 +34,8 @@ def engine(**fields: Any) -> Any:
 
 
 def test_every_pod_meets_the_restricted_standard_and_has_no_token_of_the_api_server() -> None:
-    for pod in (*pods(spec(), settings()), engine()):
+    discard = builders.discard_job(builders.pod_config(JOB, spec(), settings()), JOB, settings(), digest="d1")
+    for pod in (*pods(spec(), settings()), engine(), discard["spec"]["template"]["spec"]):
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == builders.USER
@@ -50,6 +51,7 @@ def test_every_pod_meets_the_restricted_standard_and_has_no_token_of_the_api_ser
             "configMap",
             "emptyDir",
             "projected",
+            "downwardAPI",
         }
 
 

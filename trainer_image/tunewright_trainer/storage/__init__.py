@@ -7,7 +7,7 @@
 Every call waits out an outage (`patience`) and ends with one `Refusal` that names what was asked for.
 """
 
-from tunewright_trainer.storage.folders import Damaged, fetch_files, fetch_folder, publish_folder, read_manifest
+from tunewright_trainer.storage.folders import Damaged, discard_folder, fetch_files, fetch_folder, publish_folder, read_manifest
 from tunewright_trainer.storage.local import LocalStore
 from tunewright_trainer.storage.places import Place, open_hub, open_model, open_source, open_store
 from tunewright_trainer.storage.s3 import S3Store
@@ -22,6 +22,7 @@ __all__ = [
     "Place",
     "S3Store",
     "Store",
+    "discard_folder",
     "fetch_files",
     "fetch_folder",
     "open_hub",
