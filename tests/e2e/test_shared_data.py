@@ -1,5 +1,6 @@
 """Data that is prepared once and trained on by many jobs, and leaves storage when nobody wants it any more."""
 
+import json
 import time
 
 import pytest
@@ -40,4 +41,16 @@ def test_three_jobs_over_data_that_is_prepared_once(tenant: Tenant, inputs: dict
     prepared = tenant.stack.kubectl.get("jobs", "-n", tenant.namespace, "-l", f"{names.LABEL_ROLE}={names.Role.PREPARE}")["items"]
     assert [job["metadata"]["name"] for job in prepared] == ["shared-v1-prepare-dataset"], "no job prepared anything itself"
     assert "Ready" in tenant.stack.kubectl("get", "ids", "-n", tenant.namespace)
-    assert tenant.keys(storage.dataset_key(tenant.namespace, ready["digest"]) + "/")
+    leaves_storage_with_its_resource(tenant, storage.dataset_key(tenant.namespace, ready["digest"]) + "/")
+
+
+def leaves_storage_with_its_resource(tenant: Tenant, folder: str) -> None:
+    """Its owner may want that at any time; everything else of the namespace stays."""
+    change = json.dumps({"spec": {"deletionPolicy": "Delete"}})
+    tenant.stack.kubectl("patch", "ids", "shared-v1", "-n", tenant.namespace, "--type=merge", "-p", change)
+    wait_for("it is held", lambda: names.FINALIZER in tenant.dataset("shared-v1")["metadata"].get("finalizers", []), seconds=60)
+    assert "manifest.json" in tenant.keys(folder)
+    tenant.stack.kubectl("delete", "ids", "shared-v1", "-n", tenant.namespace, "--wait=false")
+    wait_for("it goes", lambda: not tenant.dataset("shared-v1"), seconds=JOB_SECONDS, context=lambda: tenant.story("third"))
+    assert tenant.keys(folder) == set()
+    assert tenant.keys(f"{tenant.namespace}/models/")
