@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def inputs(tenant: Tenant) -> dict[str, str]:
 
 
 def test_three_jobs_over_data_that_is_prepared_once(tenant: Tenant, inputs: dict[str, str]) -> None:
-    shared = {"dataset": {"ref": "shared-v1"}, "hyperparameters": {"maxSteps": 2, "batchSize": 4}}
+    shared: dict[str, Any] = {"dataset": {"ref": "shared-v1"}, "hyperparameters": {"maxSteps": 2, "batchSize": 4}}
     tenant.apply(a_job("first", **inputs, **shared))
     tenant.wait("first", "it waits", lambda status: "there is no InstructionDataset shared-v1" in str(status))
     tenant.apply(a_dataset("shared-v1", **inputs))

@@ -132,6 +132,14 @@ async def test_many_jobs_train_on_what_one_instruction_dataset_prepared(world: H
     assert [(event["involvedObject"]["kind"], event["reason"]) for event in events] == [("InstructionDataset", "DataPrepared")]
 
 
+async def test_what_several_pods_read_side_by_side_is_joined_and_trained_on(world: Here) -> None:
+    async with world.operator() as one:
+        await world.apply(a_job().with_spec(dataset={"sources": [{"uri": "s3://data/*.jsonl"}], "shards": 3}))
+        await world.until("done", phase("Succeeded"), one)
+    assert sorted(world.kubelet.jobs.values()) == ["a-prepare", "a-shards", "a-train-1"]
+    assert world.kubelet.shards("a-shards") == 3
+
+
 async def dataset_of(world: Here) -> dict[str, Any]:
     """What a job tells of the data that the InstructionDataset prepared."""
     told: dict[str, Any] = (await world.status("d", "InstructionDataset"))["dataset"]

@@ -314,7 +314,7 @@ class DatasetWorld(Around[InstructionDatasetStatus]):
 
     def decide(self, family: dict[str, Any]) -> Plan[InstructionDatasetStatus]:
         meta = self.job["metadata"]
-        counts = {"users": self.users, "trainees": self.trainees, "twins": self.twins}
+        counts: dict[str, Any] = {"users": self.users, "trainees": self.trainees, "twins": self.twins}
         discard = self.batches.get(names.discard_name(meta["name"], meta["uid"]))
         seen = ObservedDataset(Prepared.of(self.job), **family, **counts, discard=Batch.of(discard) if discard else None)
         plan = reconcile_dataset(seen, self.settings)

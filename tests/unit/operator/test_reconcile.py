@@ -1,6 +1,7 @@
 """What the operator decides, told as stories: a world, what happened in it, and what a user then sees."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_ended_attempts_that_are_tried_again(story: PodStory, told: tuple[str, s
     assert world.most_active == 1
 
 
-def waiting(reason: str, message: str = "it cannot") -> dict[str, object]:
+def waiting(reason: str, message: str = "it cannot") -> dict[str, Any]:
     """The status of a pod whose container waits."""
     return {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
 
