@@ -62,7 +62,7 @@ def _utc_now() -> datetime:
 
 
 class Controller:
-    """The doing half of the operator, around ``stores``, ``cluster`` and two queues."""
+    """The doing half of the operator, around ``stores``, ``cluster`` and three queues."""
 
     def __init__(
         self,
@@ -147,6 +147,10 @@ class Controller:
             if seen is None:
                 return
             plan = decide(seen, self.settings)
+        if plan.hold:
+            await self._hold(seen.owner.id, hold=True)
+            self.poke(seen.owner.id)
+            return
         obstacles = await self._make(seen, plan)
         if obstacles:
             self._queue(seen.owner.id.kind).poke_in(key, OBSTACLE_SECONDS)
@@ -160,8 +164,6 @@ class Controller:
         for batch in plan.delete:
             await self.cluster.delete("Job", batch.id, foreground=True)
         owner = seen.owner.id
-        if plan.hold:
-            await self._hold(owner, hold=True)
         if plan.needs and await self.cluster.get("ConfigMap", owner.namespace, plan.needs) is None:
             return {
                 plan.needs: f"the ConfigMap {plan.needs} is gone, and so is the InstructionDataset that it was made of; apply that again"
@@ -186,12 +188,15 @@ class Controller:
         """Puts our finalizer on an InstructionDataset, or takes it off; other finalizers stay."""
         live = await self.cluster.get(owner.kind, owner.namespace, owner.name)
         if live is None or live["metadata"]["uid"] != owner.uid:
+            self.stores.drop_dataset(owner)
             return
         meta = live["metadata"]
         others = [finalizer for finalizer in meta.get("finalizers") or () if finalizer != names.FINALIZER]
         unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]}
         change = {"op": "add", "path": "/metadata/finalizers", "value": [*others, *([names.FINALIZER] if hold else [])]}
-        self._take(owner.kind, await self.cluster.patch(owner.kind, owner, [unchanged, change]))
+        held = Prepared.of(await self.cluster.patch(owner.kind, owner, [unchanged, change]))
+        if not owner.deleting:  # else it is gone by now
+            self.take_dataset(held)
 
     async def _create(self, seen: Family, manifests: list[Manifest]) -> dict[str, str]:
         """Makes children in order. Returns what stands in the way of one: {name: why}; the ones after it are not made then."""

@@ -38,7 +38,7 @@ class Plan(Generic[S]):
     events: list[Told] = field(default_factory=list)
     wake_at: datetime | None = None
     delete_owner: bool = False
-    hold: bool | None = None  # our finalizer: put it on before anything is made, or take it off when all is done
+    hold: bool | None = None  # our finalizer: put it on, and decide again; or take it off when all is done
     doubtful: bool = False  # something is missing: look at the API server itself and decide again; nothing else of the plan counts
 
 

@@ -21,11 +21,11 @@ _TERMINATING: Final = "being terminated"  # what the API server says of a namesp
 
 
 def hold(work: DatasetWork) -> bool:
-    """Sees to our finalizer, as the owner wishes."""
+    """Sees to our finalizer, as the owner wishes. It is there before any data is."""
     wanted = work.wanted.deletion_policy is DeletionPolicy.DELETE
     if wanted != work.seen.owner.id.held:
         work.plan.hold = wanted
-    return False
+    return work.plan.hold is True
 
 
 def leave_the_deleted(work: DatasetWork) -> bool:

@@ -1,6 +1,7 @@
 """The operator as a process against a real API server: a job's life, and what can come in between."""
 
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.support.builders import JobBuilder, a_dataset, a_job
 from tests.support.control import Api, Manifest, Operator, Proxy, control_plane, eventually, operator
 from tests.support.kubelet import Ended, Kubelet, trains_well
+from tunewright_crds import names
 from tunewright_crds.names import Role
 
 
@@ -138,6 +140,31 @@ async def test_what_several_pods_read_side_by_side_is_joined_and_trained_on(worl
         await world.until("done", phase("Succeeded"), one)
     assert sorted(world.kubelet.jobs.values()) == ["a-prepare", "a-shards", "a-train-1"]
     assert world.kubelet.shards("a-shards") == 3
+
+
+async def test_an_instruction_dataset_takes_its_data_with_it(world: Here) -> None:
+    world.kubelet.follow(lambda role, attempt, name: None)
+    found = functools.partial(world.api.find, "InstructionDataset", world.namespace, "d")
+    async with world.operator() as one:
+        made = await world.api.create(a_dataset("d", world.namespace, deletionPolicy="Delete"))
+        await world.until("it is being prepared", phase("Preparing"), one, "d", "InstructionDataset")
+        assert ((await found()) or {})["metadata"]["finalizers"] == [names.FINALIZER]
+        world.kubelet.follow(runs_on)  # what discards runs on
+        await world.until("it is ready", phase("Ready"), one, "d", "InstructionDataset")
+        await world.api.delete("InstructionDataset", world.namespace, "d")
+        discard = names.discard_name("d", made["metadata"]["uid"])
+        body = await eventually("its data is being removed", lambda: world.api.find("Job", world.namespace, discard), context=one.tail)
+        assert body
+        assert "ownerReferences" not in body["metadata"]
+        assert await found(), "it stays until that is done"
+        world.kubelet.follow(trains_well)
+
+        async def gone() -> bool:
+            return await found() is None
+
+        await eventually("it goes", gone, context=one.tail)
+        assert "Refused" not in one.tail()
+    assert world.kubelet.made(Role.PREPARE) == ["d-prepare-dataset"]
 
 
 async def dataset_of(world: Here) -> dict[str, Any]:
