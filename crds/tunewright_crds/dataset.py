@@ -224,7 +224,7 @@ class Dataset(Part, json_schema_extra=_rules):
 
     @model_validator(mode="after")
     def _fractions(self) -> "Dataset":
-        if self.ref and self != Dataset.model_construct(ref=self.ref):
+        if self.ref and self.model_copy(update={"ref": ""}) != _UNTOUCHED:
             raise ValueError(_REF_ALONE)
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validationFraction and testFraction together must be below 1")
@@ -236,6 +236,9 @@ class Dataset(Part, json_schema_extra=_rules):
     def has_validation(self) -> bool:
         """Whether any rows are kept for validation; with ``ref`` only the InstructionDataset knows."""
         return self.validation_fraction > 0 or any(source.split is Split.VALIDATION for source in self.sources)
+
+
+_UNTOUCHED: Final = Dataset.model_construct()
 
 
 class DatasetStatus(Part):

@@ -7,7 +7,7 @@ from tunewright_crds import names
 from tunewright_crds.errors import FailureClass, FailureCode
 from tunewright_crds.job import MAX_ATTEMPTS_TOLD, AttemptStatus
 from tunewright_crds.names import Condition, Phase, Reason
-from tunewright_crds.pod import Outcome
+from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_operator import builders
 from tunewright_operator.budgets import OBSTACLE_SECONDS, spend, waits_for_its_turn
 from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
@@ -215,9 +215,9 @@ def train(work: Work) -> bool:
         when = work.status.requeue and work.status.requeue.not_before
         work.mark(Condition.TRAINING, "False", Reason.BACK_OFF, f"attempt {number} starts after {when:%Y-%m-%dT%H:%M:%SZ}")
         return True
-    job, dataset = work.seen.job.id, work.status.dataset
+    job, dataset, config = work.seen.job.id, work.status.dataset, work.config
     manifest = builders.training_job(
-        work.config,
+        config,
         job,
         work.settings,
         attempt=number,
@@ -230,7 +230,7 @@ def train(work: Work) -> bool:
         work.wake_in(OBSTACLE_SECONDS)
         return True
     if number > 1 or work.wanted.dataset.ref:
-        _see_to_the_config(work)
+        _see_to_the_config(work, config)
     work.plan.create.append(manifest)
     _record(work, number, work.now)
     if number > 1:  # the first starts with the event that the data is prepared
@@ -238,10 +238,10 @@ def train(work: Work) -> bool:
     return True
 
 
-def _see_to_the_config(work: Work) -> None:
+def _see_to_the_config(work: Work, config: PodConfig) -> None:
     """Makes the job's ConfigMap, or, where the InstructionDataset that it would be made of is gone, asks for the one that there was."""
-    if work.knows_its_data:
-        work.plan.create.append(builders.config_map(work.config, work.seen.job.id))
+    if not config.spec.dataset.ref:
+        work.plan.create.append(builders.config_map(config, work.seen.job.id))
     else:
         work.plan.needs = names.config_name(work.seen.job.id.name, work.seen.job.id.uid)
 

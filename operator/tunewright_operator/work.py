@@ -42,15 +42,10 @@ class Work(Pass[JobStatus]):
 
     @property
     def config(self) -> PodConfig:
-        """What the job's pods are told: instead of the name of an InstructionDataset, how that one was prepared."""
+        """What the job's pods are told: instead of the name of an InstructionDataset, how that one was prepared, unless it is gone."""
         data = self._data_of_the_named
         spec = self.wanted.model_copy(update={"dataset": data}) if data else self.wanted
         return builders.pod_config(self.seen.job.id, spec, self.settings)
-
-    @property
-    def knows_its_data(self) -> bool:
-        """Whether ``config`` tells how the data was prepared. An InstructionDataset may be gone since the job took its data."""
-        return not self.wanted.dataset.ref or self._data_of_the_named is not None
 
     @property
     def _data_of_the_named(self) -> Dataset | None:
