@@ -1,14 +1,15 @@
 """The instruction data of a job or an InstructionDataset, and how it is prepared."""
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
-from tunewright_crds.fields import DATA_PINNED, PIN_DATA, DataUri, Part, Rules, SecretName, claim_of
+from tunewright_crds.fields import DATA_PINNED, DNS_NAME, PIN_DATA, DataUri, Part, Rules, SecretName, claim_of, untouched
 
 MAX_SOURCES: Final = 64
 MAX_TEMPLATE: Final = 16_384
+MAX_SHARDS: Final = 64
 WEIGHT_TRAINS: Final = "weight is for rows to train on: each row to test or validate with counts once"
 AGAINST_ENABLED: Final = "against is for a decontamination that is enabled"
 NOTHING_HELD_OUT: Final = "decontaminate needs something to compare with: a source with split: test or validation, or against"
@@ -224,20 +225,42 @@ class Cleaning(Part):
     )
 
 
-class Dataset(
-    Part,
-    json_schema_extra=Rules(
+_REF_ALONE: Final = "with ref, nothing else may be set: the InstructionDataset says how its data is prepared"
+_NO_SOURCES: Final = "give at least one of sources, or ref"
+
+
+def _rules(schema: dict[str, Any], model: type[Any]) -> None:
+    """The rules of ``Dataset``; they hold for fields that are yet to be added, too."""
+    schema |= Rules(
         (
             "!self.cleaning.decontaminate.enabled || self.cleaning.decontaminate.against.size() > 0 || self.sources.exists(s, s.split != 'train')",
             NOTHING_HELD_OUT,
         ),
         ("self.validationFraction + self.testFraction < 1.0", "validationFraction and testFraction together must be below 1"),
-        ("self.sources.exists(s, s.split == 'train')", "at least one source must have split: train"),
-    ),
-):
+        ("self.ref != '' || self.sources.size() > 0", _NO_SOURCES),
+        ("self.sources.size() == 0 || self.sources.exists(s, s.split == 'train')", "at least one source must have split: train"),
+        (f"self.ref == '' || ({' && '.join(untouched(model, but='ref'))})", _REF_ALONE),
+    )
+
+
+class Dataset(Part, json_schema_extra=_rules):
     """The instruction data and how it is prepared."""
 
-    sources: list[Source] = Field(min_length=1, max_length=MAX_SOURCES, description="Where the rows come from, in order.")
+    ref: str = Field(
+        "",
+        pattern=r"^$|" + DNS_NAME,
+        max_length=253,
+        description="Name of an InstructionDataset of this namespace, whose prepared data is used; nothing else of `dataset` may be set then.",
+    )
+    sources: list[Source] = Field(
+        default_factory=list, max_length=MAX_SOURCES, description="Where the rows come from, in order; at least one, or `ref`."
+    )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=MAX_SHARDS,
+        description="Pods that read the sources side by side, each a share of the files; one more joins what they have read. What is prepared does not depend on it.",
+    )
     credentials_secret: SecretName = Field(
         "",
         alias="credentialsSecret",
@@ -268,12 +291,6 @@ class Dataset(
         0.0, alias="maxInvalidFraction", ge=0, lt=1, description="Share of unusable rows that is tolerated before the job fails."
     )
 
-    shards: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Pods that read the sources side by side, each a share of the files; what is prepared does not depend on it.",
-    )
     forbidden_licenses: list[Annotated[str, Field(min_length=1, max_length=128)]] = Field(
         default_factory=list,
         alias="forbiddenLicenses",
@@ -287,16 +304,33 @@ class Dataset(
         uris = [*(source.uri for source in self.sources), *self.cleaning.decontaminate.against]
         return sorted({claim for uri in uris if (claim := claim_of(uri))})
 
+    @field_validator("sources")
+    @classmethod
+    def _some(cls, sources: list[Source], info: ValidationInfo) -> list[Source]:
+        if not sources and info.data.get("ref") == "":
+            raise ValueError(_NO_SOURCES)
+        return sources
+
     @model_validator(mode="after")
     def _fractions(self) -> "Dataset":
+        if self.ref and self.model_copy(update={"ref": ""}) != _UNTOUCHED:
+            raise ValueError(_REF_ALONE)
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validationFraction and testFraction together must be below 1")
-        if not any(source.split is Split.TRAIN for source in self.sources):
+        if self.sources and not any(source.split is Split.TRAIN for source in self.sources):
             raise ValueError("at least one source must have split: train")
         against = self.cleaning.decontaminate
         if against.enabled and not against.against and all(source.split is Split.TRAIN for source in self.sources):
             raise ValueError(NOTHING_HELD_OUT)
         return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any rows are kept for validation; with ``ref`` only the InstructionDataset knows."""
+        return self.validation_fraction > 0 or any(source.split is Split.VALIDATION for source in self.sources)
+
+
+_UNTOUCHED: Final = Dataset.model_construct()
 
 
 class DatasetStatus(Part):

@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core.core_schema import WithDefaultSchema
 
 from tunewright_crds import names
+from tunewright_crds.instruction_dataset import InstructionDataset
 from tunewright_crds.job import InstructionTuningJob
 from tunewright_crds.tuned_model import TunedModel
 
@@ -175,7 +176,24 @@ def definitions() -> dict[str, dict[str, Any]]:
             _column("Artifact", ".spec.artifact.uri", wide=True),
         ],
     )
-    return {f"{names.JOBS}.yaml": job, f"{names.MODELS}.yaml": model}
+    dataset = _definition(
+        InstructionDataset,
+        plural=names.DATASETS,
+        singular="instructiondataset",
+        short=["ids"],
+        columns=[
+            _column("Phase", ".status.phase"),
+            _column("Train", ".status.dataset.trainExamples", kind="integer"),
+            _column("Tokens", ".status.dataset.tokens", kind="integer"),
+            _column("Rejected", ".status.dataset.rejected", kind="integer"),
+            _column("Users", ".status.users", kind="integer"),
+            _column("Age", ".metadata.creationTimestamp", kind="date"),
+            _column("Error", ".status.error.code", wide=True),
+            _column("Digest", ".status.dataset.digest", wide=True),
+            _column("Report", ".status.dataset.reportUri", wide=True),
+        ],
+    )
+    return {f"{names.JOBS}.yaml": job, f"{names.DATASETS}.yaml": dataset, f"{names.MODELS}.yaml": model}
 
 
 def to_yaml(definition: dict[str, Any]) -> str:

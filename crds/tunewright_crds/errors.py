@@ -108,6 +108,11 @@ FAILURE_CLASSES: Final[dict[FailureCode, FailureClass]] = {
 }
 
 
+def user_exit_codes() -> list[int]:
+    """Exit codes that no retry would mend."""
+    return sorted({int(EXIT_CODES[code]) for code in EXIT_CODES if failure_class(code) is FailureClass.USER})
+
+
 def failure_class(code: FailureCode) -> FailureClass:
     """The budget that a failure draws from; whatever is not listed is the user's to mend."""
     return FAILURE_CLASSES.get(code, FailureClass.USER)

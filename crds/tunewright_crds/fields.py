@@ -1,5 +1,6 @@
 """The types of single fields that several resources share: addresses, names, quantities, and numbers that may be ``auto``."""
 
+import json
 import re
 from typing import Annotated, Any, Final, Literal
 
@@ -34,6 +35,22 @@ class Rules(dict[str, Any]):
 
     def __init__(self, *rules: tuple[str, str]) -> None:
         super().__init__({"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]})
+
+
+def untouched(model: type[BaseModel], *, but: str = "", at: str = "self") -> list[str]:
+    """CEL terms that hold while every field but one has its default."""
+    terms = []
+    for name, field in model.model_fields.items():
+        place, default = f"{at}.{field.alias or name}", field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            terms += untouched(type(default), at=place)
+        elif default is None:
+            terms.append(f"!has({place})")
+        elif isinstance(default, (list, dict)):
+            terms.append(f"{place}.size() == 0")
+        elif name != but:
+            terms.append(f"{place} == {json.dumps(default)}".replace('"', "'"))
+    return terms
 
 
 def _of_model(uri: str, info: ValidationInfo) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.dataset import MAX_TEMPLATE, Dataset, DatasetStatus, Split
+from tunewright_crds.dataset import MAX_TEMPLATE, Dataset, DatasetStatus
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MAX_MESSAGE,
@@ -196,7 +196,26 @@ class Toleration(Part):
     )
 
 
-class Resources(Part):
+class PodResources(Part):
+    """What a preparing pod asks for."""
+
+    cpu: Quantity = Field("2", description="Processors asked for.")
+    memory: Quantity = Field("8Gi", description="Memory: request and limit.")
+    scratch: Quantity = Field("20Gi", description="Size limit of the pod's scratch volume: model, data and local checkpoints.")
+    image: str = Field("", max_length=512, description="Trainer image instead of the install's own.")
+    node_selector: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]] = Field(
+        default_factory=dict, alias="nodeSelector", max_length=16, description="Labels that a node must have."
+    )
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=16, description="Taints that the pods tolerate.")
+    service_account_name: str = Field(
+        "",
+        alias="serviceAccountName",
+        max_length=253,
+        description="ServiceAccount of the pods, for workload identity. Default: the namespace's default.",
+    )
+
+
+class Resources(PodResources):
     """What a training pod asks for. Data preparation asks for the same processors and memory, and never for a GPU."""
 
     gpus: int = Field(0, ge=0, le=1, description="GPUs of the training pod: 0 trains on processors.")
@@ -207,21 +226,7 @@ class Resources(Part):
         max_length=128,
         description="Name of the GPU resource.",
     )
-    cpu: Quantity = Field("2", description="Processors asked for.")
-    memory: Quantity = Field("8Gi", description="Memory: request and limit.")
-    scratch: Quantity = Field("20Gi", description="Size limit of the pod's scratch volume: model, data and local checkpoints.")
-    image: str = Field("", max_length=512, description="Trainer image instead of the install's own.")
-    node_selector: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]] = Field(
-        default_factory=dict, alias="nodeSelector", max_length=16, description="Labels that a node must have."
-    )
-    tolerations: list[Toleration] = Field(default_factory=list, max_length=16, description="Taints that the pods tolerate.")
     priority_class_name: str = Field("", alias="priorityClassName", max_length=253, description="PriorityClass of the training pod.")
-    service_account_name: str = Field(
-        "",
-        alias="serviceAccountName",
-        max_length=253,
-        description="ServiceAccount of the pods, for workload identity. Default: the namespace's default.",
-    )
 
 
 class Checkpointing(Part):
@@ -267,10 +272,15 @@ class Deploy(Part):
     resources: ServingResources = Field(default_factory=ServingResources, description="What a serving pod asks for.")
 
 
-class Retries(Part):
-    """How often a training attempt is tried again, by what ended the one before. Preemption and lost nodes are free."""
+class PreparationRetries(Part):
+    """How often preparing is tried again, by what ended it before. Preemption and lost nodes are free."""
 
     infrastructure: int = Field(5, ge=0, le=100, description="Storage away, container killed, internal error.")
+
+
+class Retries(PreparationRetries):
+    """How often a training attempt is tried again, by what ended the one before. Preemption and lost nodes are free."""
+
     out_of_memory: int = Field(
         2, alias="outOfMemory", ge=0, le=10, description="Each with the micro-batch halved, the effective batch unchanged."
     )
@@ -310,8 +320,8 @@ class JobSpec(Part):
     retries: Retries = Field(default_factory=Retries, description="How often a training attempt is tried again.")
 
     @model_validator(mode="after")
-    def _full_has_no_adapter(self) -> "JobSpec":
-        if self.hyperparameters.early_stopping.enabled and not self.has_validation:
+    def _early_stopping_has_validation(self) -> "JobSpec":
+        if self.hyperparameters.early_stopping.enabled and not (self.dataset.ref or self.dataset.has_validation):
             raise ValueError("earlyStopping needs validation rows: set validationFraction, or a source with split: validation")
         return self
 
@@ -322,11 +332,6 @@ class JobSpec(Part):
                 f"sources and model lie on {len(claims)} volumes ({', '.join(sorted(claims))}); a pod mounts at most {MAX_CLAIMS}"
             )
         return self
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether any rows are kept for validation."""
-        return self.dataset.validation_fraction > 0 or any(source.split is Split.VALIDATION for source in self.dataset.sources)
 
 
 class ConditionStatus(Part):
@@ -394,12 +399,17 @@ class AttemptStatus(Part):
     micro_batch_halvings: int = Field(0, alias="microBatchHalvings", ge=0, description="How often the micro-batch was halved for it.")
 
 
-class Restarts(Part):
-    """Attempts tried again, by cause."""
+class PreparationRestarts(Part):
+    """Pods made anew, by cause."""
 
     infrastructure: int = Field(0, ge=0, description="Storage away, killed, internal error.")
-    out_of_memory: int = Field(0, alias="outOfMemory", ge=0, description="Out of memory.")
     free: int = Field(0, ge=0, description="Preempted, drained, node lost.")
+
+
+class Restarts(PreparationRestarts):
+    """Attempts tried again, by cause."""
+
+    out_of_memory: int = Field(0, alias="outOfMemory", ge=0, description="Out of memory.")
 
 
 class Requeue(Part):
@@ -425,34 +435,40 @@ class ErrorStatus(Part):
     advice: str = Field("", max_length=MAX_MESSAGE, description="What to do.")
 
 
-class JobStatus(Part):
-    """What happened."""
+class PreparationStatus(Part):
+    """What a job and an InstructionDataset both tell of: their data, and what stands in its way."""
 
     observed_generation: int = Field(0, alias="observedGeneration", ge=0, description="metadata.generation that this status answers.")
-    phase: Phase = Field(Phase.PENDING, description="The state in one word.")
     conditions: list[ConditionStatus] = Field(
         default_factory=list,
         max_length=16,
         description="The state in detail.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    start_time: datetime | None = Field(None, alias="startTime", description="When the operator took the job up.")
-    completion_time: datetime | None = Field(None, alias="completionTime", description="When the job ended.")
+    start_time: datetime | None = Field(None, alias="startTime", description="When the operator took it up.")
+    completion_time: datetime | None = Field(None, alias="completionTime", description="When it ended.")
+    dataset: DatasetStatus | None = Field(None, description="What was prepared.")
+    restarts: PreparationRestarts = Field(default_factory=PreparationRestarts, description="Pods made anew, by cause.")
+    requeue: Requeue | None = Field(None, description="Waiting until the next attempt.")
+    error: ErrorStatus | None = Field(None, description="Why it failed.")
+
+
+class JobStatus(PreparationStatus):
+    """What happened."""
+
+    phase: Phase = Field(Phase.PENDING, description="The state in one word.")
     suspended_since: datetime | None = Field(None, alias="suspendedSince", description="Since when it is suspended.")
     suspended_seconds: int = Field(
         0, alias="suspendedSeconds", ge=0, description="Time spent suspended before; the deadline does not count it."
     )
     progress: Progress | None = Field(None, description="How far training is.")
-    dataset: DatasetStatus | None = Field(None, description="What was prepared.")
     last_checkpoint: CheckpointStatus | None = Field(None, alias="lastCheckpoint", description="What the next attempt goes on from.")
     best_checkpoint: BestCheckpoint | None = Field(None, alias="bestCheckpoint", description="The best validation so far.")
     attempts: list[AttemptStatus] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
     )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
-    requeue: Requeue | None = Field(None, description="Waiting until the next attempt.")
     model: ModelStatus | None = Field(None, description="What was published.")
-    error: ErrorStatus | None = Field(None, description="Why the job failed.")
 
 
 class InstructionTuningJob(

@@ -12,6 +12,7 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 JOBS: Final = "instructiontuningjobs"
 MODELS: Final = "tunedmodels"
+DATASETS: Final = "instructiondatasets"
 
 # Who writes which part of an object (server-side apply): the operator owns what it makes and the status, the front end only the progress.
 OPERATOR_MANAGER: Final = "tunewright-operator"
@@ -22,8 +23,12 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "tunewright"
 LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
+LABEL_DATASET: Final = f"{GROUP}/dataset"
+LABEL_DATASET_UID: Final = f"{GROUP}/dataset-uid"
 LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+# On an InstructionDataset whose prepared data goes with it: kept until that is done.
+FINALIZER: Final = f"{GROUP}/prepared-data"
 LABEL_ENGINE: Final = f"{GROUP}/engine"
 
 # What the pods' projected token is good for: reporting progress, and nothing else.
@@ -32,6 +37,7 @@ PROGRESS_AUDIENCE: Final = "tunewright-progress"
 # Where a pod finds what it is given.
 CONFIG_FILE: Final = "/etc/tunewright/job.json"
 CONFIG_KEY: Final = "job.json"
+CONFIG_ANNOTATION: Final = f"{GROUP}/config"  # of a pod that outlives its owner's ConfigMap
 STORAGE_CREDENTIALS: Final = "/var/run/tunewright/storage"
 MODEL_CREDENTIALS: Final = "/var/run/tunewright/model-credentials"
 DATASET_CREDENTIALS: Final = "/var/run/tunewright/dataset-credentials"
@@ -48,9 +54,11 @@ MAX_LABEL: Final = 63  # bytes of a label's value, and of a DNS label (RFC 1035)
 class Role(StrEnum):
     """What a child of a job or model does."""
 
+    SHARD = "shard"
     PREPARE = "prepare"
     TRAIN = "train"
     SERVE = "serve"
+    DISCARD = "discard"
 
 
 class Phase(StrEnum):
@@ -71,8 +79,17 @@ class Phase(StrEnum):
         return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 
 
+class DatasetPhase(StrEnum):
+    """The one word that ``kubectl get ids`` shows."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    READY = "Ready"
+    FAILED = "Failed"
+
+
 class Condition(StrEnum):
-    """Types of conditions on an InstructionTuningJob and a TunedModel."""
+    """Types of conditions on our resources."""
 
     DATA_READY = "DataReady"
     TRAINING = "Training"
@@ -90,6 +107,10 @@ class Reason(StrEnum):
 
     VALIDATING_DATA = "ValidatingData"
     DATA_PREPARED = "DataPrepared"
+    DELETING = "Deleting"
+    DATA_DISCARDED = "DataDiscarded"
+    DATA_STAYS = "DataStays"
+    WAITING_FOR_DATASET = "WaitingForDataset"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
     RUNNING = "Running"
@@ -132,6 +153,26 @@ _POD_SUFFIX = 8
 def prepare_name(job: str) -> str:
     """The batch Job that prepares the data of ``job``."""
     return child_name(job, "prepare", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def dataset_prepare_name(dataset: str) -> str:
+    """The batch Job that prepares an InstructionDataset. No child of a job ends like that, whatever the job is called."""
+    return child_name(dataset, "prepare-dataset", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def shards_name(job: str) -> str:
+    """The Indexed batch Job whose pods read the data of ``job`` side by side."""
+    return child_name(job, "shards", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def dataset_shards_name(dataset: str) -> str:
+    """The same for an InstructionDataset."""
+    return child_name(dataset, "shards-dataset", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def discard_name(dataset: str, uid: str) -> str:
+    """The batch Job that removes the prepared data of an InstructionDataset. It belongs to nobody, so the UID is in its name."""
+    return child_name(dataset, f"discard-{uid[:8]}", limit=MAX_LABEL - _POD_SUFFIX)
 
 
 def attempt_name(job: str, number: int) -> str:

@@ -70,7 +70,7 @@ async def operate(settings: Settings) -> int:
         cluster.leading_by(leadership.may_write)
 
         def page() -> bytes:
-            controller.count_jobs()
+            controller.count()
             metrics.leader.set(leadership.may_write())
             return metrics.page()
 
@@ -130,6 +130,7 @@ async def _lead_and_work(
         parts.create_task(leadership.keep())
         await _take_stock(controller)
         parts.create_task(controller.jobs.run())
+        parts.create_task(controller.datasets.run())
         parts.create_task(controller.serving.run())
         parts.create_task(_resync(settings, controller, condition))
         parts.create_task(_watch(settings, controller, info, stop))
@@ -140,9 +141,10 @@ async def _wait_for_the_definitions(cluster: Cluster) -> None:
     while True:
         try:
             served = await cluster.ask(f"/apis/{names.API_VERSION}")
-            if {names.JOBS, names.MODELS} <= {entry["name"] for entry in served.get("resources", ())}:
+            missing = {names.JOBS, names.DATASETS, names.MODELS} - {entry["name"] for entry in served.get("resources", ())}
+            if not missing:
                 return
-            log.warning("waiting for the resources %s and %s of %s", names.JOBS, names.MODELS, names.API_VERSION)
+            log.warning("waiting for the resources %s of %s", ", ".join(sorted(missing)), names.API_VERSION)
         except Gone:
             log.warning("waiting for the definitions of %s", names.API_VERSION)
         except ClusterError as error:

@@ -1,23 +1,21 @@
 """Training attempts: started one at a time, heard when they end, and tried again as the budget of their failure allows."""
 
-import hashlib
 from datetime import datetime, timedelta
 from typing import Final
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureClass, FailureCode
-from tunewright_crds.job import MAX_ATTEMPTS_TOLD, AttemptStatus, Requeue
+from tunewright_crds.job import MAX_ATTEMPTS_TOLD, AttemptStatus
 from tunewright_crds.names import Condition, Phase, Reason
-from tunewright_crds.pod import Outcome
+from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_operator import builders
+from tunewright_operator.budgets import OBSTACLE_SECONDS, spend, waits_for_its_turn
 from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
 from tunewright_operator.observed import Batch, Pod
-from tunewright_operator.plan import Work
+from tunewright_operator.work import Work
 
 # A pod that outlives its Job is looked at again after so many seconds.
 _LOOK_AGAIN_SECONDS: Final = 5.0
-# What stands in the way of a child is tried again after so many seconds.
-OBSTACLE_SECONDS: Final = 10.0
 _FREE_ENDS: Final = frozenset({Reason.PREEMPTED, Reason.NODE_LOST, Reason.STOPPED})
 
 
@@ -146,7 +144,7 @@ def _conclude(work: Work, attempt: AttemptStatus, verdict: Ending, *, pod: Pod |
         unique=f"attempt-{attempt.number}-ended",
         warning=verdict.cls is not FailureClass.FREE,
     )
-    spend(work, verdict)
+    _spend(work, verdict)
 
 
 def _asked_to_stop(work: Work) -> str:
@@ -187,51 +185,24 @@ def _count_lost_steps(work: Work, attempt: AttemptStatus) -> None:
         before.lost_steps = max(0, (before.reached_step or 0) - attempt.resumed_from_step)
 
 
-def spend(work: Work, verdict: Ending) -> None:
-    """Takes a failure from its budget and sets the time of the next try, or fails the job where there is none left."""
-    restarts, retries = work.status.restarts, work.wanted.retries
-    delay = 0.0
-    if verdict.cls is FailureClass.FREE:
-        restarts.free += 1
-        delay = _free_delay(work)
-    elif verdict.cls is FailureClass.INFRASTRUCTURE and restarts.infrastructure < retries.infrastructure:
-        restarts.infrastructure += 1
-        delay = _backoff(work, restarts.infrastructure)
-    elif verdict.cls is FailureClass.OUT_OF_MEMORY and work.attempt and restarts.out_of_memory < retries.out_of_memory:
+def _spend(work: Work, verdict: Ending) -> None:
+    restarts = work.status.restarts
+    if verdict.cls is FailureClass.OUT_OF_MEMORY and restarts.out_of_memory < work.wanted.retries.out_of_memory:
         restarts.out_of_memory += 1
+        work.status.requeue = None
     else:
-        work.fail(verdict.code or FailureCode.INTERNAL, verdict.message, verdict.param)
-        return
-    work.status.requeue = Requeue(not_before=work.now + timedelta(seconds=delay)) if delay else None
+        spend(work, verdict, free_in_a_row=_free_in_a_row(work))
 
 
-def _free_delay(work: Work) -> float:
-    """Seconds to wait after a free end. One that follows another one without a step done in between waits, so that a pod that nobody can keep does not spin."""
-    if not work.status.attempts:
-        return _backoff(work, work.status.restarts.free - 1) if work.status.restarts.free > 1 else 0.0
+def _free_in_a_row(work: Work) -> int:
+    """Free ends of late without a step done in between."""
     in_a_row = 0
     for attempt in reversed(work.status.attempts):
         moved = (attempt.reached_step or 0) > (attempt.resumed_from_step or 0)
         if attempt.reason not in _FREE_ENDS or moved:
             break
         in_a_row += 1
-    return _backoff(work, in_a_row - 1) if in_a_row > 1 else 0.0
-
-
-def _backoff(work: Work, nth: int) -> float:
-    """Seconds before the nth retry: doubling, capped, and spread by ±25 % from job to job (by hash: the same question has one answer)."""
-    settings = work.settings
-    spread = hashlib.sha256(f"{work.seen.job.id.uid}/{nth}".encode()).digest()[0] / 255
-    return min(settings.backoff_cap_seconds, settings.backoff_base_seconds * 2.0 ** min(nth - 1, 32)) * (0.75 + spread / 2)
-
-
-def waits_for_its_turn(work: Work) -> bool:
-    """Whether a wait between attempts is not over yet."""
-    requeue = work.status.requeue
-    if requeue is None or requeue.not_before is None or requeue.not_before <= work.now:
-        return False
-    work.wake(requeue.not_before)
-    return True
+    return in_a_row
 
 
 def train(work: Work) -> bool:
@@ -244,9 +215,9 @@ def train(work: Work) -> bool:
         when = work.status.requeue and work.status.requeue.not_before
         work.mark(Condition.TRAINING, "False", Reason.BACK_OFF, f"attempt {number} starts after {when:%Y-%m-%dT%H:%M:%SZ}")
         return True
-    job, dataset = work.seen.job.id, work.status.dataset
+    job, dataset, config = work.seen.job.id, work.status.dataset, work.config
     manifest = builders.training_job(
-        work.config,
+        config,
         job,
         work.settings,
         attempt=number,
@@ -258,13 +229,21 @@ def train(work: Work) -> bool:
         work.mark(Condition.TRAINING, "False", Reason.STARTING, obstacle)
         work.wake_in(OBSTACLE_SECONDS)
         return True
-    if number > 1:
-        work.plan.create.append(builders.config_map(work.config, job))
+    if number > 1 or work.wanted.dataset.ref:
+        _see_to_the_config(work, config)
     work.plan.create.append(manifest)
     _record(work, number, work.now)
     if number > 1:  # the first starts with the event that the data is prepared
         work.tell(Reason.ATTEMPT_STARTED, f"attempt {number} started", unique=f"attempt-{number}-started")
     return True
+
+
+def _see_to_the_config(work: Work, config: PodConfig) -> None:
+    """Makes the job's ConfigMap, or, where the InstructionDataset that it would be made of is gone, asks for the one that there was."""
+    if not config.spec.dataset.ref:
+        work.plan.create.append(builders.config_map(config, work.seen.job.id))
+    else:
+        work.plan.needs = names.config_name(work.seen.job.id.name, work.seen.job.id.uid)
 
 
 def deadline(work: Work) -> datetime | None:

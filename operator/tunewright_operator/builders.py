@@ -8,13 +8,14 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds import names
-from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.dataset import Dataset, DatasetStatus
+from tunewright_crds.errors import user_exit_codes
 from tunewright_crds.fields import claim_of
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
 from tunewright_crds.tuned_model import Artifact, Base, Kind, ModelSource, Serving, TunedModelSpec
-from tunewright_operator.observed import Identity
+from tunewright_operator.observed import Identity, Prepared
 from tunewright_operator.settings import Settings
 
 Manifest = dict[str, Any]
@@ -30,67 +31,113 @@ def amount(quantity: str) -> float:
     return float(digits) * _MULTIPLES[quantity[len(digits) :]]
 
 
-def pod_config(job: Identity, spec: JobSpec, settings: Settings) -> PodConfig:
+def pod_config(owner: Identity, spec: JobSpec, settings: Settings) -> PodConfig:
     """What the job's pods are told. The version sorts by the job's age and is the same however often it is asked for."""
     return PodConfig(
-        job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
+        job=JobIdentity(namespace=owner.namespace, name=owner.name, uid=owner.uid),
         spec=spec,
         storage=settings.storage,
-        version=f"{job.created:%Y%m%d}-{job.uid[:8]}",
+        version=f"{owner.created:%Y%m%d}-{owner.uid[:8]}",
         progress_url=settings.progress_url,
     )
 
 
-def owner_reference(job: Identity) -> Manifest:
-    """Makes a child go when its job goes."""
+def owner_reference(owner: Identity) -> Manifest:
+    """Makes a child go when its owner goes."""
     return {
         "apiVersion": names.API_VERSION,
-        "kind": "InstructionTuningJob",
-        "name": job.name,
-        "uid": job.uid,
+        "kind": owner.kind,
+        "name": owner.name,
+        "uid": owner.uid,
         "controller": True,
         "blockOwnerDeletion": False,
     }
 
 
-def child_labels(job: Identity, **more: str) -> dict[str, str]:
-    """The labels of a job's children; a name too long for a label's value is cut by a hash."""
-    label = job.name if len(job.name) <= names.MAX_LABEL else names.child_name(job.name, "job")
-    return {
-        names.LABEL_MANAGED_BY: names.MANAGED_BY,
-        names.LABEL_JOB: label,
-        names.LABEL_JOB_UID: job.uid,
-        **more,
-    }
+def uid_label(owner: Identity) -> tuple[str, str]:
+    """The label by which children of this owner are found."""
+    return (names.LABEL_DATASET_UID if owner.kind == Prepared.KIND else names.LABEL_JOB_UID), owner.uid
 
 
-def config_map(config: PodConfig, job: Identity) -> Manifest:
-    """The immutable config of a job."""
+def child_labels(owner: Identity, **more: str) -> dict[str, str]:
+    """The labels of an owner's children; a name too long for a label's value is cut by a hash."""
+    label = owner.name if len(owner.name) <= names.MAX_LABEL else names.child_name(owner.name, "job")
+    kind = names.LABEL_DATASET if owner.kind == Prepared.KIND else names.LABEL_JOB
+    return {names.LABEL_MANAGED_BY: names.MANAGED_BY, kind: label, **dict([uid_label(owner)]), **more}
+
+
+def config_map(config: PodConfig, owner: Identity) -> Manifest:
+    """The immutable config of a job or an InstructionDataset."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": names.config_name(job.name, job.uid),
-            "namespace": job.namespace,
-            "labels": child_labels(job),
-            "ownerReferences": [owner_reference(job)],
+            "name": names.config_name(owner.name, owner.uid),
+            "namespace": owner.namespace,
+            "labels": child_labels(owner),
+            "ownerReferences": [owner_reference(owner)],
         },
         "immutable": True,
         "data": {names.CONFIG_KEY: config.model_dump_json(by_alias=True, exclude_none=True)},
     }
 
 
-def prepare_job(config: PodConfig, job: Identity, settings: Settings) -> Manifest:
+def prepare_name(owner: Identity) -> str:
+    """The batch Job that prepares the data of this owner."""
+    return names.dataset_prepare_name(owner.name) if owner.kind == Prepared.KIND else names.prepare_name(owner.name)
+
+
+def prepare_job(config: PodConfig, owner: Identity, settings: Settings) -> Manifest:
     """The batch Job that prepares the data; never asks for a GPU."""
     return _batch_job(
-        names.prepare_name(job.name),
+        prepare_name(owner),
         config,
-        job,
+        owner,
         settings,
         role=Role.PREPARE,
         labels={},
         arguments=["prepare", "--config", names.CONFIG_FILE],
     )
+
+
+def shards_name(owner: Identity) -> str:
+    """The batch Job that reads the data of this owner in parts."""
+    return names.dataset_shards_name(owner.name) if owner.kind == Prepared.KIND else names.shards_name(owner.name)
+
+
+def shards_job(config: PodConfig, owner: Identity, settings: Settings) -> Manifest:
+    """The Indexed batch Job whose pods read a part of the sources each. A part that broke for no lasting reason is read again by itself."""
+    arguments = ["prepare", "--config", names.CONFIG_FILE, "--shard"]
+    manifest = _batch_job(shards_name(owner), config, owner, settings, role=Role.SHARD, labels={}, arguments=arguments)
+    count, user_errors = config.spec.dataset.shards, {"containerName": "trainer", "operator": "In", "values": user_exit_codes()}
+    disrupted = [{"type": "DisruptionTarget", "status": "True"}]
+    del manifest["spec"]["backoffLimit"]
+    manifest["spec"] |= {
+        "completionMode": "Indexed",
+        "completions": count,
+        "parallelism": count,
+        "backoffLimitPerIndex": 3,
+        "podFailurePolicy": {
+            "rules": [{"action": "Ignore", "onPodConditions": disrupted}, {"action": "FailJob", "onExitCodes": user_errors}]
+        },
+    }
+    return manifest
+
+
+def discard_job(config: PodConfig, owner: Identity, settings: Settings, *, digest: str) -> Manifest:
+    """The batch Job that removes prepared data. It outlives its InstructionDataset, so it belongs to nobody and carries its config with it."""
+    arguments = ["discard", "--config", names.CONFIG_FILE, "--dataset", digest]
+    name = names.discard_name(owner.name, owner.uid)
+    manifest = _batch_job(name, config, owner, settings, role=Role.DISCARD, labels={}, arguments=arguments)
+    del manifest["metadata"]["ownerReferences"]
+    manifest["spec"] |= {"backoffLimit": 2, "ttlSecondsAfterFinished": 600}
+    told = config.model_copy(update={"spec": config.spec.model_copy(update={"dataset": Dataset(ref=owner.name)})})  # an annotation is short
+    template = manifest["spec"]["template"]
+    template["metadata"] |= {"annotations": {names.CONFIG_ANNOTATION: told.model_dump_json(by_alias=True, exclude_none=True)}}
+    field = {"path": names.CONFIG_KEY, "fieldRef": {"fieldPath": f"metadata.annotations['{names.CONFIG_ANNOTATION}']"}}
+    carried = {"name": "config", "downwardAPI": {"items": [field]}}
+    template["spec"]["volumes"] = [carried if volume["name"] == "config" else volume for volume in template["spec"]["volumes"]]
+    return manifest
 
 
 def training_job(config: PodConfig, job: Identity, settings: Settings, *, attempt: int, dataset: str, halvings: int) -> Manifest:
@@ -108,23 +155,23 @@ def training_job(config: PodConfig, job: Identity, settings: Settings, *, attemp
 
 
 def _batch_job(
-    name: str, config: PodConfig, job: Identity, settings: Settings, *, role: Role, labels: dict[str, str], arguments: list[str]
+    name: str, config: PodConfig, owner: Identity, settings: Settings, *, role: Role, labels: dict[str, str], arguments: list[str]
 ) -> Manifest:
-    all_labels = child_labels(job, **{names.LABEL_ROLE: role.value}, **labels)
+    all_labels = child_labels(owner, **{names.LABEL_ROLE: role.value}, **labels)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "namespace": job.namespace, "labels": all_labels, "ownerReferences": [owner_reference(job)]},
+        "metadata": {"name": name, "namespace": owner.namespace, "labels": all_labels, "ownerReferences": [owner_reference(owner)]},
         "spec": {
             # One Job is one attempt: whether there is another, and from which checkpoint, is decided by the operator.
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
-            "template": {"metadata": {"labels": all_labels}, "spec": _pod(config, job, settings, role=role, arguments=arguments)},
+            "template": {"metadata": {"labels": all_labels}, "spec": _pod(config, owner, settings, role=role, arguments=arguments)},
         },
     }
 
 
-def _pod(config: PodConfig, job: Identity, settings: Settings, *, role: Role, arguments: list[str]) -> Manifest:
+def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, arguments: list[str]) -> Manifest:
     wanted = config.spec.resources
     gpus = wanted.gpus if role is Role.TRAIN else 0
     secrets = {names.STORAGE_CREDENTIALS: settings.storage_secret}
@@ -133,11 +180,12 @@ def _pod(config: PodConfig, job: Identity, settings: Settings, *, role: Role, ar
     if config.spec.dataset.credentials_secret:
         secrets[names.DATASET_CREDENTIALS] = config.spec.dataset.credentials_secret
     volumes, mounts = _secret_files(secrets)
-    read = [claim_of(config.spec.model.uri), *(config.spec.dataset.claims if role is Role.PREPARE else [])]
-    claimed, claim_mounts = _claims(read)
+    model = [] if role is Role.DISCARD else [claim_of(config.spec.model.uri)]
+    data = config.spec.dataset.claims if role in (Role.SHARD, Role.PREPARE) else []
+    claimed, claim_mounts = _claims([*model, *data])
     volumes += [
         *claimed,
-        {"name": "config", "configMap": {"name": names.config_name(job.name, job.uid)}},
+        {"name": "config", "configMap": {"name": names.config_name(owner.name, owner.uid)}},
         {"name": "scratch", "emptyDir": {"sizeLimit": wanted.scratch}},
         {"name": "progress", "projected": {"sources": [_progress_token()]}},
     ]
@@ -328,7 +376,7 @@ def serving_pod(
     }
 
 
-def event(about: Identity, *, kind: str, reason: str, message: str, warning: bool, stamp: str, unique: str) -> Manifest:
+def event(about: Identity, *, reason: str, message: str, warning: bool, stamp: str, unique: str) -> Manifest:
     """A core/v1 Event. ``stamp``: RFC 3339 time; ``unique`` makes the same event the same object when it is told twice."""
     return {
         "apiVersion": "v1",
@@ -336,7 +384,7 @@ def event(about: Identity, *, kind: str, reason: str, message: str, warning: boo
         "metadata": {"name": f"{about.name[:200]}.{unique}", "namespace": about.namespace},
         "involvedObject": {
             "apiVersion": names.API_VERSION,
-            "kind": kind,
+            "kind": about.kind,
             "name": about.name,
             "namespace": about.namespace,
             "uid": about.uid,

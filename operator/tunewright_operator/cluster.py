@@ -30,6 +30,7 @@ _IN_CLUSTER_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/t
 # Where each kind lives: the path before "namespaces", and the plural.
 KINDS: Final[dict[str, tuple[str, str]]] = {
     "InstructionTuningJob": (f"/apis/{names.API_VERSION}", names.JOBS),
+    "InstructionDataset": (f"/apis/{names.API_VERSION}", names.DATASETS),
     "TunedModel": (f"/apis/{names.API_VERSION}", names.MODELS),
     "Job": ("/apis/batch/v1", "jobs"),
     "Pod": ("/api/v1", "pods"),
@@ -165,6 +166,11 @@ class Cluster:
         patch = [{"op": "test", "path": "/metadata/uid", "value": of.uid}, *changes]
         path = _path(kind, of.namespace, of.name, "status")
         return await self._write("PATCH", path, patch, _FIELD_MANAGER, content="application/json-patch+json")
+
+    async def patch(self, kind: str, of: Identity, changes: list[Manifest]) -> Manifest:
+        """A JSON patch of anything but the status, void if the object is not the one that was looked at."""
+        patch = [{"op": "test", "path": "/metadata/uid", "value": of.uid}, *changes]
+        return await self._write("PATCH", _path(kind, of.namespace, of.name), patch, _FIELD_MANAGER, content="application/json-patch+json")
 
     async def delete(self, kind: str, of: Identity, *, foreground: bool = False) -> None:
         """Deletes that very object. In the foreground it stays, marked, until its children are gone."""

@@ -1,4 +1,4 @@
-"""Looks, asks ``reconcile`` what to do, and does it. All writes for jobs and engines happen here.
+"""Looks, asks ``reconcile`` what to do, and does it. All writes for jobs, InstructionDatasets and engines happen here.
 
 Order within a pass: delete, create, publish, status, events. Whatever was done before a crash answers "done already" afterwards.
 """
@@ -6,35 +6,52 @@ Order within a pass: delete, create, publish, status, events. Whatever was done 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureCode
-from tunewright_crds.job import JobStatus
+from tunewright_crds.job import JobStatus, PreparationStatus
 from tunewright_crds.names import Phase
 from tunewright_operator import builders
-from tunewright_operator.attempts import OBSTACLE_SECONDS
+from tunewright_operator.budgets import OBSTACLE_SECONDS
 from tunewright_operator.cluster import Cluster, ClusterError, Conflict, Gone, Refused
+from tunewright_operator.datasets import reconcile_dataset
 from tunewright_operator.engines import EngineError, Engines
-from tunewright_operator.metrics import Metrics
+from tunewright_operator.metrics import Metrics, count_phases
 from tunewright_operator.models import UNSERVED, Engine, EnginePlan, Holdings, Load, Wanted, ready_pods, reconcile_engine
-from tunewright_operator.observed import Batch, Deployed, Identity, Job, Observed, Pod, Served, owner_uid, read_status
+from tunewright_operator.observed import (
+    Batch,
+    Deployed,
+    Family,
+    Identity,
+    Job,
+    Pod,
+    Prepared,
+    Resource,
+    Served,
+    owner_uid,
+    read_dataset_status,
+    read_status,
+)
 from tunewright_operator.plan import Plan, Told
 from tunewright_operator.queue import KeyedQueue
 from tunewright_operator.reconcile import reconcile
 from tunewright_operator.settings import Settings
 from tunewright_operator.stores import Key, Stores
+from tunewright_operator.usage import Use
 
 log = logging.getLogger(__name__)
 
 Manifest = dict[str, Any]
+F = TypeVar("F", bound=Family)
 
 # Passes at once: enough to hide the API server's latency, few enough to be gentle with it.
 _JOB_WORKERS: Final = 32
+_DATASET_WORKERS: Final = 8
 _ENGINE_WORKERS: Final = 8
 # Written by the front end, never by us.
 _NOT_OURS: Final = "progress"
@@ -45,7 +62,7 @@ def _utc_now() -> datetime:
 
 
 class Controller:
-    """The doing half of the operator, around ``stores``, ``cluster`` and two queues."""
+    """The doing half of the operator, around ``stores``, ``cluster`` and three queues."""
 
     def __init__(
         self,
@@ -67,92 +84,167 @@ class Controller:
         self.jobs: KeyedQueue[Key] = KeyedQueue(
             self.look_after_job, width=_JOB_WORKERS, on_error=lambda _: metrics.errors.labels("jobs").inc()
         )
+        self.datasets: KeyedQueue[Key] = KeyedQueue(
+            self.look_after_dataset, width=_DATASET_WORKERS, on_error=lambda _: metrics.errors.labels("datasets").inc()
+        )
         self.serving: KeyedQueue[Key] = KeyedQueue(
             self.look_after_engine, width=_ENGINE_WORKERS, on_error=lambda _: metrics.errors.labels("engines").inc()
         )
 
-    # Jobs
+    # Jobs and InstructionDatasets
+
+    def poke(self, owner: Identity) -> None:
+        """Asks for a pass over a job or an InstructionDataset."""
+        self._queue(owner.kind).poke((owner.namespace, owner.name))
+
+    def _queue(self, kind: str) -> KeyedQueue[Key]:
+        return self.datasets if kind == Prepared.KIND else self.jobs
+
+    def take_job(self, job: Job, *, deleted: bool = False) -> bool:
+        """Keeps a job; the InstructionDataset that it begins or ceases to use hears of it. Returns whether anything changed."""
+        usage = self.stores.usage
+        before = usage.named_by(job.id.uid)
+        if deleted:
+            self.stores.drop_job(job.id)
+        elif not self.stores.put_job(job):
+            return False
+        after = usage.named_by(job.id.uid)
+        for key in (before, after):
+            if key and before != after:
+                self.datasets.poke(key)
+        return True
+
+    def take_dataset(self, view: Prepared, *, deleted: bool = False) -> bool:
+        """Keeps an InstructionDataset; the jobs that wait for it hear of what matters to them. Returns whether anything changed."""
+        key = (view.id.namespace, view.id.name)
+        before = self.stores.datasets.by_key.get(key)
+        if deleted:
+            self.stores.drop_dataset(view.id)
+        elif not self.stores.put_dataset(view):
+            return False
+        if deleted or before is None or _heard_by_jobs(before) != _heard_by_jobs(view):
+            for job in self.stores.usage.users(Use.WAITS, key):
+                self.jobs.poke(job)
+        return True
 
     async def look_after_job(self, key: Key) -> None:
         """One pass over one job."""
+        await self._look_after(key, self.stores.observe, reconcile)
+
+    async def look_after_dataset(self, key: Key) -> None:
+        """One pass over one InstructionDataset."""
+        await self._look_after(key, self.stores.observe_dataset, reconcile_dataset)
+
+    async def _look_after(self, key: Key, observe: Callable[..., F | None], decide: Callable[[F, Settings], Plan[Any]]) -> None:
         started = time.monotonic()
-        seen = self.stores.observe(key, now=self.now())
+        seen = observe(key, now=self.now())
         if seen is None:
             return
-        plan = reconcile(seen, self.settings)
+        plan = decide(seen, self.settings)
         if plan.doubtful:
             await self._refresh(seen)
-            seen = self.stores.observe(key, now=self.now(), confirmed=True)
+            seen = observe(key, now=self.now(), confirmed=True)
             if seen is None:
                 return
-            plan = reconcile(seen, self.settings)
-        await self._carry_out(seen, plan)
+            plan = decide(seen, self.settings)
+        if plan.hold:
+            await self._hold(seen.owner.id, hold=True)
+            self.poke(seen.owner.id)
+            return
+        obstacles = await self._make(seen, plan)
+        if obstacles:
+            self._queue(seen.owner.id.kind).poke_in(key, OBSTACLE_SECONDS)
+            seen = observe(key, now=self.now(), confirmed=True, obstacles=obstacles) or seen
+            plan = decide(seen, self.settings)
+        await self._tell_all(seen, plan)
         self.metrics.passes.observe(time.monotonic() - started)
 
-    async def _carry_out(self, seen: Observed, plan: Plan) -> None:
-        key = (seen.job.id.namespace, seen.job.id.name)
+    async def _make(self, seen: Family, plan: Plan[Any]) -> dict[str, str]:
+        """Deletes and makes children. Returns what stands in the way of one: {name: why}."""
         for batch in plan.delete:
             await self.cluster.delete("Job", batch.id, foreground=True)
-        obstacles = await self._create(seen, plan.create)
-        if obstacles:
-            seen = self._observe_again(key, obstacles) or seen
-            plan = reconcile(seen, self.settings)
-            plan.create.clear()
+        owner = seen.owner.id
+        if plan.needs and await self.cluster.get("ConfigMap", owner.namespace, plan.needs) is None:
+            return {
+                plan.needs: f"the ConfigMap {plan.needs} is gone, and so is the InstructionDataset that it was made of; apply that again"
+            }
+        return await self._create(seen, plan.create)
+
+    async def _tell_all(self, seen: Family, plan: Plan[Any]) -> None:
+        owner = seen.owner.id
         if plan.publish:
             self.take_model(Served.of(await self.cluster.apply(plan.publish)))
         await self._write_status(seen, plan.status)
         for told in plan.events:
-            await self._tell(seen.job.id, told)
-        if plan.delete_job:
-            await self.cluster.delete("InstructionTuningJob", seen.job.id)
+            await self._tell(owner, told)
+        if plan.delete_owner:
+            await self.cluster.delete(owner.kind, owner)
+        if plan.hold is False:
+            await self._hold(owner, hold=False)
         if plan.wake_at:
-            self.jobs.poke_in(key, (plan.wake_at - self.now()).total_seconds() + 0.05)
+            self._queue(owner.kind).poke_in((owner.namespace, owner.name), (plan.wake_at - self.now()).total_seconds() + 0.05)
 
-    def _observe_again(self, key: Key, obstacles: dict[str, str]) -> Observed | None:
-        self.jobs.poke_in(key, OBSTACLE_SECONDS)
-        return self.stores.observe(key, now=self.now(), confirmed=True, obstacles=obstacles)
+    async def _hold(self, owner: Identity, *, hold: bool) -> None:
+        """Puts our finalizer on an InstructionDataset, or takes it off; other finalizers stay."""
+        live = await self.cluster.get(owner.kind, owner.namespace, owner.name)
+        if live is None or live["metadata"]["uid"] != owner.uid:
+            self.stores.drop_dataset(owner)
+            return
+        meta = live["metadata"]
+        others = [finalizer for finalizer in meta.get("finalizers") or () if finalizer != names.FINALIZER]
+        unchanged = {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]}
+        change = {"op": "add", "path": "/metadata/finalizers", "value": [*others, *([names.FINALIZER] if hold else [])]}
+        held = Prepared.of(await self.cluster.patch(owner.kind, owner, [unchanged, change]))
+        if not owner.deleting:  # else it is gone by now
+            self.take_dataset(held)
 
-    async def _create(self, seen: Observed, manifests: list[Manifest]) -> dict[str, str]:
+    async def _create(self, seen: Family, manifests: list[Manifest]) -> dict[str, str]:
         """Makes children in order. Returns what stands in the way of one: {name: why}; the ones after it are not made then."""
+        owner = seen.owner.id
         for manifest in manifests:
             name = manifest["metadata"]["name"]
             try:
                 live = await self.cluster.create(manifest)
             except Conflict:
-                found = await self.cluster.get(manifest["kind"], seen.job.id.namespace, name)
-                if found is None or owner_uid(found) != seen.job.id.uid:
-                    return {
-                        name: f"a {manifest['kind']} named {name} stands in the way that does not belong to this job; delete it to go on"
-                    }
+                found = await self.cluster.get(manifest["kind"], owner.namespace, name)
+                if found is None or owner_uid(found) != owner_uid(manifest):
+                    told = f"a {manifest['kind']} named {name} stands in the way that does not belong to this {owner.kind}"
+                    return {name: f"{told}; delete it to go on"}
                 live = found
             except Refused as refused:
-                log.warning("%s/%s: %s", seen.job.id.namespace, seen.job.id.name, refused)
+                log.warning("%s/%s: %s", owner.namespace, owner.name, refused)
                 return {name: f"the {manifest['kind']} {name} was refused: {str(refused).partition(': ')[2]}"}
             if manifest["kind"] == "Job":
                 self.stores.put_batch(Batch.of(live))
         return {}
 
-    async def _write_status(self, seen: Observed, status: JobStatus) -> None:
-        """Writes the fields that differ, into that very job; counts what came to an end."""
-        before, after = dump(read_status(seen.job.raw_status)), dump(status)
-        stored = seen.job.raw_status
+    async def _write_status(self, seen: Family, status: PreparationStatus) -> None:
+        """Writes the fields that differ, into that very resource; counts what came to an end."""
+        owner, stored = seen.owner.id, seen.owner.raw_status
+        before, after = dump(read_status(stored) if isinstance(status, JobStatus) else read_dataset_status(stored)), dump(status)
         changes = status_changes(stored, before, after, keep=_NOT_OURS)
         if not changes:
             return
         if not stored:
             # The first status is written whole: it must not wipe out one that came meanwhile.
-            version = str(seen.job.id.resource_version)
-            changes.insert(0, {"op": "test", "path": "/metadata/resourceVersion", "value": version})
+            changes.insert(0, {"op": "test", "path": "/metadata/resourceVersion", "value": str(owner.resource_version)})
         try:
-            live = await self.cluster.patch_status("InstructionTuningJob", seen.job.id, changes)
+            live = await self.cluster.patch_status(owner.kind, owner, changes)
         except (Gone, Refused):
             await self._refresh(seen)
             raise
-        self.stores.put_job(Job.of(live))
-        self.stores.forget_the_told(seen.job, told=_told_children(seen.job.id, status))
-        if status.phase != before.get("phase"):
-            log.info("%s/%s is %s%s", live["metadata"]["namespace"], live["metadata"]["name"], status.phase, _because(status))
-        self._count(seen.job.id.namespace, before, status)
+        self._take(owner.kind, live)
+        self.stores.forget_the_told(seen.owner, told=_told_children(owner, status))
+        if after["phase"] != before.get("phase"):
+            log.info("%s %s/%s is %s%s", owner.kind, owner.namespace, owner.name, after["phase"], _because(status))
+        if isinstance(status, JobStatus):
+            self._count(owner.namespace, before, status)
+
+    def _take(self, kind: str, live: Manifest) -> None:
+        if kind == Prepared.KIND:
+            self.take_dataset(Prepared.of(live))
+        else:
+            self.take_job(Job.of(live))
 
     def _count(self, namespace: str, before: Manifest, status: JobStatus) -> None:
         if status.phase.terminal and before.get("phase") != status.phase:
@@ -178,7 +270,6 @@ class Controller:
         stamp = self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         event = builders.event(
             about,
-            kind="InstructionTuningJob",
             reason=told.reason,
             message=told.message,
             warning=told.warning,
@@ -192,18 +283,21 @@ class Controller:
         except ClusterError as error:
             log.info("an event was not written: %s", error)
 
-    async def _refresh(self, seen: Observed) -> None:
-        """Reads one job and its children live, and corrects the stores."""
-        job = seen.job.id
-        live = await self.cluster.get("InstructionTuningJob", job.namespace, job.name)
-        if live is None or live["metadata"]["uid"] != job.uid:
-            self.stores.drop_job(job)
+    async def _refresh(self, seen: Family) -> None:
+        """Reads one owner and its children live, and corrects the stores."""
+        owner = seen.owner.id
+        live = await self.cluster.get(owner.kind, owner.namespace, owner.name)
+        if live is None or live["metadata"]["uid"] != owner.uid:
+            if owner.kind == Prepared.KIND:
+                self.stores.drop_dataset(owner)
+            else:
+                self.stores.drop_job(owner)
         if live is None:
             return
-        self.stores.put_job(Job.of(live))
-        selector = f"{names.LABEL_JOB_UID}={live['metadata']['uid']}"
-        batches = [Batch.of(body) async for body in self.cluster.list_all("Job", job.namespace, labels=selector)]
-        pods = [Pod.of(body) async for body in self.cluster.list_all("Pod", job.namespace, labels=selector)]
+        self._take(owner.kind, live)
+        selector = "=".join(builders.uid_label(Identity.of(live, kind=owner.kind)))
+        batches = [Batch.of(body) async for body in self.cluster.list_all("Job", owner.namespace, labels=selector)]
+        pods = [Pod.of(body) async for body in self.cluster.list_all("Pod", owner.namespace, labels=selector)]
         for batch in batches:
             self.stores.put_batch(batch)
         for pod in pods:
@@ -299,15 +393,15 @@ class Controller:
         ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
         corrections += await self._resync_kind("Job", self.stores.batches, Batch.of, self.stores.put_batch, self.stores.drop_batch, ours)
         corrections += await self._resync_kind("Pod", self.stores.pods, Pod.of, self.stores.put_pod, self.stores.drop_pod, ours)
-        corrections += await self._resync_kind(
-            "InstructionTuningJob", self.stores.jobs, Job.of, self.stores.put_job, self.stores.drop_job, ""
-        )
+        stores = self.stores
+        corrections += await self._resync_kind(Prepared.KIND, stores.datasets, Prepared.of, stores.put_dataset, stores.drop_dataset, "")
+        corrections += await self._resync_kind(Job.KIND, stores.jobs, Job.of, stores.put_job, stores.drop_job, "")
         models, deployments = self.stores.models, self.stores.deployments
         corrections += await self._resync_kind("TunedModel", models, Served.of, models.put, models.drop, "")
         corrections += await self._resync_kind("Deployment", deployments, Deployed.of, deployments.put, deployments.drop, ours)
-        for key in list(self.stores.jobs.by_key):
-            self.jobs.poke(key)
-        for namespace, name in {key for view in models.by_key.values() for key in engine_keys(view)} | set(deployments.by_key):
+        for view in (*stores.datasets.by_key.values(), *stores.jobs.by_key.values()):
+            self.poke(view.id)
+        for namespace, name in {key for model in models.by_key.values() for key in engine_keys(model)} | set(deployments.by_key):
             self.serving.poke((namespace, name))
         return corrections
 
@@ -334,12 +428,13 @@ class Controller:
             corrections += 1
         return corrections
 
-    def count_jobs(self) -> None:
+    def count(self) -> None:
         """Brings the gauges up to date."""
-        self.metrics.count_jobs(
-            (view.id.namespace, view.raw_status.get("phase", Phase.PENDING)) for view in self.stores.jobs.by_key.values()
-        )
+        for gauge, shelf in ((self.metrics.jobs, self.stores.jobs), (self.metrics.datasets, self.stores.datasets)):
+            views: Iterable[Resource] = shelf.by_key.values()
+            count_phases(gauge, ((view.id.namespace, view.raw_status.get("phase", Phase.PENDING)) for view in views))
         self.metrics.depth.labels("jobs").set(self.jobs.depth)
+        self.metrics.depth.labels("datasets").set(self.datasets.depth)
         self.metrics.depth.labels("engines").set(self.serving.depth)
         self.metrics.writes.set(self.cluster.writes)
 
@@ -367,11 +462,18 @@ def status_changes(stored: Manifest, before: Manifest, after: Manifest, *, keep:
     return set_ + [{"op": "remove", "path": f"/status/{name}"} for name in changed if name not in after and name in stored]
 
 
-def _because(status: JobStatus) -> str:
+def _because(status: PreparationStatus) -> str:
     return f": {status.error.code}: {status.error.message}" if status.error else ""
 
 
-def _told_children(job: Identity, status: JobStatus) -> set[str]:
+def _told_children(owner: Identity, status: PreparationStatus) -> set[str]:
     """Names of the batch Jobs whose end is in the status."""
-    told = {names.attempt_name(job.name, attempt.number) for attempt in status.attempts if attempt.end_time}
-    return told | ({names.prepare_name(job.name)} if status.dataset else set())
+    attempts = status.attempts if isinstance(status, JobStatus) else []
+    told = {names.attempt_name(owner.name, attempt.number) for attempt in attempts if attempt.end_time}
+    return told | ({builders.shards_name(owner), builders.prepare_name(owner)} if status.dataset else set())
+
+
+def _heard_by_jobs(dataset: Prepared) -> tuple[bool, Manifest]:
+    """What of an InstructionDataset concerns the jobs that wait for it: everything but who else uses it."""
+    status = dataset.raw_status
+    return dataset.id.deleting, {name: status.get(name) for name in ("phase", "conditions", "dataset", "error")}

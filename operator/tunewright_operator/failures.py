@@ -3,7 +3,7 @@
 ``RULES`` is read from the top; the first rule that knows an answer wins. Adding a rule is adding a function.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -35,6 +35,7 @@ _NOT_ADMITTED: Final = frozenset(
 )
 _IMAGE_TROUBLE: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
 _CONFIG_TROUBLE: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_GRAVITY: Final = (FailureClass.USER, FailureClass.OUT_OF_MEMORY, FailureClass.INFRASTRUCTURE, FailureClass.FREE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ def ending(pod: Pod | None) -> Ending:
     if pod is None:
         return Ending.free(Reason.STOPPED, "the pod was deleted before it said how it ended")
     return next(found for rule in RULES if (found := rule(pod)))
+
+
+def gravest(pods: Iterable[Pod]) -> Ending:
+    """Why several pods ended that did not end well: what no retry would mend counts more than what may pass."""
+    return min((ending(pod) for pod in pods), key=lambda found: _GRAVITY.index(found.cls), default=ending(None))
 
 
 def _out_of_memory(pod: Pod) -> Ending | None:

@@ -12,8 +12,7 @@ import kopf
 from tunewright_crds import names
 from tunewright_operator.controller import Controller
 from tunewright_operator.models import Wanted
-from tunewright_operator.observed import Batch, Deployed, Identity, Job, Pod, Served
-from tunewright_operator.stores import Key
+from tunewright_operator.observed import Batch, Deployed, Identity, Job, Pod, Prepared, Served
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +89,7 @@ def registry(controller: Controller, connection: kopf.ConnectionInfo) -> kopf.Op
     ours = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
     for group, version, plural, take, labels in (
         (names.GROUP, names.VERSION, names.JOBS, feed.job, None),
+        (names.GROUP, names.VERSION, names.DATASETS, feed.dataset, None),
         (names.GROUP, names.VERSION, names.MODELS, feed.model, None),
         ("batch", "v1", "jobs", feed.batch, ours),
         ("", "v1", "pods", feed.pod, ours),
@@ -116,19 +116,24 @@ class Feed:
 
     def job(self, body: dict[str, Any], deleted: bool) -> None:
         """An InstructionTuningJob."""
-        if deleted:
-            self._stores.drop_job(Identity.of(body))
-        elif self._stores.put_job(Job.of(body)):
-            self._poke_job((body["metadata"]["namespace"], body["metadata"]["name"]))
+        view = Job.of(body)
+        if self._controller.take_job(view, deleted=deleted):
+            self._poke(view.id)
+
+    def dataset(self, body: dict[str, Any], deleted: bool) -> None:
+        """An InstructionDataset."""
+        view = Prepared.of(body)
+        if self._controller.take_dataset(view, deleted=deleted):
+            self._poke(view.id)
 
     def batch(self, body: dict[str, Any], deleted: bool) -> None:
-        """A batch Job of ours, or one that only carries our labels; that one has another owner and concerns no job."""
+        """A batch Job of ours, or one that only carries our labels; that one has another owner and concerns nobody."""
         batch = Batch.of(body)
         changed = self._stores.put_batch(batch)
         if deleted:
             changed = self._stores.drop_batch(batch.id) is not None
         if changed:
-            self._poke_job(self._stores.job_of_batch(batch))
+            self._poke(self._stores.owner_of_batch(batch))
 
     def pod(self, body: dict[str, Any], deleted: bool) -> None:
         """A pod of a batch Job or an engine. A deleted one is kept in mind with its last words."""
@@ -139,7 +144,7 @@ class Feed:
         if changed and pod.engine:
             self._controller.serving.poke((pod.id.namespace, pod.engine))
         elif changed:
-            self._poke_job(self._stores.job_of_pod(pod))
+            self._poke(self._stores.owner_of_pod(pod))
 
     def model(self, body: dict[str, Any], deleted: bool) -> None:
         """A TunedModel: concerns its engine, the engine that it had, and the job that made it."""
@@ -148,7 +153,7 @@ class Feed:
             return
         wanted = Wanted.of(view)
         if wanted and wanted.spec.source.job:
-            self._poke_job((view.id.namespace, wanted.spec.source.job))
+            self._controller.jobs.poke((view.id.namespace, wanted.spec.source.job))
 
     def deployment(self, body: dict[str, Any], deleted: bool) -> None:
         """An engine's Deployment."""
@@ -157,6 +162,6 @@ class Feed:
         if shelf.drop(view.id) if deleted else shelf.put(view):
             self._controller.serving.poke((view.id.namespace, view.id.name))
 
-    def _poke_job(self, key: Key | None) -> None:
-        if key:
-            self._controller.jobs.poke(key)
+    def _poke(self, owner: Identity | None) -> None:
+        if owner:
+            self._controller.poke(owner)

@@ -7,13 +7,14 @@ in their ownerReferences; labels are for finding only, anybody can write them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from tunewright_crds import names
-from tunewright_crds.job import JobStatus
+from tunewright_crds.instruction_dataset import InstructionDatasetStatus
+from tunewright_crds.job import JobStatus, PreparationStatus
 
 Manifest = Mapping[str, Any]
 
@@ -43,9 +44,11 @@ class Identity:
     generation: int
     created: datetime
     deleting: bool
+    kind: str = ""  # of our own resources
+    held: bool = False  # by our finalizer
 
     @classmethod
-    def of(cls, body: Manifest) -> "Identity":
+    def of(cls, body: Manifest, *, kind: str = "") -> "Identity":
         """The identity in an object's metadata."""
         meta = body["metadata"]
         version = str(meta.get("resourceVersion", "0"))
@@ -57,12 +60,16 @@ class Identity:
             generation=meta.get("generation", 0),
             created=moment(meta.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
             deleting=bool(meta.get("deletionTimestamp")),
+            kind=kind,
+            held=names.FINALIZER in (meta.get("finalizers") or ()),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
     """A resource of ours. Spec and status stay packed as JSON until they are needed."""
+
+    KIND: ClassVar[str]
 
     id: Identity
     packed_spec: bytes
@@ -71,7 +78,8 @@ class Resource:
     @classmethod
     def of(cls, body: Manifest) -> Self:
         """The view of a manifest."""
-        return cls(Identity.of(body), orjson.dumps(body.get("spec") or {}), orjson.dumps(body.get("status") or {}))
+        identity = Identity.of(body, kind=cls.KIND)
+        return cls(identity, orjson.dumps(body.get("spec") or {}), orjson.dumps(body.get("status") or {}))
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -89,23 +97,49 @@ class Resource:
 class Job(Resource):
     """An InstructionTuningJob."""
 
+    KIND = "InstructionTuningJob"
     __slots__ = ()
 
 
-_STATUS_FIELDS = {(field.alias or name): TypeAdapter[Any](field.annotation or Any) for name, field in JobStatus.model_fields.items()}
+class Prepared(Resource):
+    """An InstructionDataset."""
+
+    KIND = "InstructionDataset"
+    __slots__ = ()
+
+    @property
+    def digest(self) -> str:
+        """Of what it prepared; empty as long as that is not done."""
+        return str((self.raw_status.get("dataset") or {}).get("digest", ""))
+
+
+S = TypeVar("S", bound=PreparationStatus)
+_FIELDS: Final[dict[type[PreparationStatus], dict[str, TypeAdapter[Any]]]] = {
+    model: {(field.alias or name): TypeAdapter[Any](field.annotation or Any) for name, field in model.model_fields.items()}
+    for model in (JobStatus, InstructionDatasetStatus)
+}
 
 
 def read_status(raw: Manifest) -> JobStatus:
-    """The typed status. A part that somebody spoilt is left out, so that one bad field never stops a job."""
+    """The typed status of a job. A part that somebody spoilt is left out, so that one bad field never stops a job."""
+    return _read(JobStatus, raw)
+
+
+def read_dataset_status(raw: Manifest) -> InstructionDatasetStatus:
+    """The typed status of an InstructionDataset, likewise."""
+    return _read(InstructionDatasetStatus, raw)
+
+
+def _read(model: type[S], raw: Manifest) -> S:
     try:
-        return JobStatus.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError:
-        return JobStatus.model_validate({name: value for name, value in raw.items() if _is_sound(name, value)})
+        return model.model_validate({name: value for name, value in raw.items() if _is_sound(model, name, value)})
 
 
-def _is_sound(name: str, value: Any) -> bool:
+def _is_sound(model: type[PreparationStatus], name: str, value: Any) -> bool:
     try:
-        _STATUS_FIELDS[name].validate_python(value)
+        _FIELDS[model][name].validate_python(value)
     except (KeyError, ValidationError):
         return False
     return True
@@ -113,7 +147,7 @@ def _is_sound(name: str, value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch Job: one preparation, or one training attempt."""
+    """A batch Job: the shards of a preparation, one preparation, or one training attempt."""
 
     id: Identity
     owner: str
@@ -217,6 +251,7 @@ class Pod:
 class Served(Resource):
     """A TunedModel."""
 
+    KIND = "TunedModel"
     __slots__ = ()
 
 
@@ -239,33 +274,63 @@ DIGEST_ANNOTATION = f"{names.GROUP}/applied"
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """One job with what belongs to it, at one moment.
+class Family:
+    """A resource with its children, at one moment.
 
     Children that were deleted stay as memories (``gone``) until what they said is in the status: a stopped pod names its last checkpoint
     in the moment before it vanishes.
     """
 
-    job: Job
+    owner: Resource
     now: datetime
     batches: tuple[Batch, ...] = ()
     pods: tuple[Pod, ...] = ()
-    model: Served | None = None
     confirmed: bool = False  # read live just now: what is absent here is absent
     obstacles: Mapping[str, str] = field(default_factory=dict)  # children that could not be made: name, why
 
+    def pods_of(self, batch: Batch) -> list[Pod]:
+        """The pods of a batch Job, oldest first."""
+        return sorted((pod for pod in self.pods if pod.owner == batch.id.uid), key=lambda pod: pod.id.created)
+
     def pod_of(self, batch: Batch) -> Pod | None:
-        """The pod of a batch Job; of several, the last."""
-        pods = [pod for pod in self.pods if pod.owner == batch.id.uid]
-        return max(pods, key=lambda pod: pod.id.created, default=None)
+        """The last pod of a batch Job."""
+        return next(reversed(self.pods_of(batch)), None)
+
+    @property
+    def shards(self) -> Batch | None:
+        """The Indexed Job that reads the data in parts, before it is prepared."""
+        return next((batch for batch in self.batches if batch.role == names.Role.SHARD), None)
 
     @property
     def preparation(self) -> Batch | None:
         """The Job that prepares the data."""
         return next((batch for batch in self.batches if batch.role == names.Role.PREPARE), None)
 
+
+@dataclass(frozen=True, slots=True)
+class Observed(Family):
+    """One job with what belongs to it."""
+
+    model: Served | None = None
+    named: Prepared | None = None  # the InstructionDataset that it names
+
+    @property
+    def job(self) -> Resource:
+        """The job itself."""
+        return self.owner
+
     @property
     def attempts(self) -> tuple[Batch, ...]:
         """The training Jobs, oldest first."""
         found = (batch for batch in self.batches if batch.role == names.Role.TRAIN and batch.attempt > 0)
         return tuple(sorted(found, key=lambda batch: batch.attempt))
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedDataset(Family):
+    """One InstructionDataset with what belongs to it."""
+
+    users: int = 0  # unfinished jobs that name it
+    trainees: int = 0  # unfinished jobs, of any data set, that train on the same prepared data
+    twins: int = 0  # other InstructionDatasets with the same prepared data; counted once this one is deleted
+    discard: Batch | None = None  # the Job that removes its data

@@ -1,16 +1,18 @@
-"""What a pass over one job decides, and what the steps of the pass share while they decide it."""
+"""What a pass over a job or an InstructionDataset decides, and what the steps of the pass share while they decide it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar, Generic
+
+from pydantic import ValidationError
 
 from tunewright_crds.errors import ADVICE, FailureCode
-from tunewright_crds.job import AttemptStatus, ErrorStatus, JobSpec, JobStatus
-from tunewright_crds.names import Condition, Phase, Reason
-from tunewright_crds.pod import PodConfig, Published, clean
-from tunewright_operator import builders
+from tunewright_crds.job import ErrorStatus, PreparationRetries
+from tunewright_crds.names import Condition
+from tunewright_crds.pod import PodConfig, clean
 from tunewright_operator.conditions import Truth, condition, set_condition
-from tunewright_operator.observed import Batch, Observed, read_status
+from tunewright_operator.observed import Batch, Family, S
 from tunewright_operator.settings import Settings
 
 
@@ -25,34 +27,48 @@ class Told:
 
 
 @dataclass
-class Plan:
+class Plan(Generic[S]):
     """What is to be done, in this order: delete, create, publish, status, events."""
 
-    status: JobStatus
+    status: S
     delete: list[Batch] = field(default_factory=list)
+    needs: str = ""  # a ConfigMap that must be there before anything is made
     create: list[dict[str, Any]] = field(default_factory=list)
     publish: dict[str, Any] | None = None
     events: list[Told] = field(default_factory=list)
     wake_at: datetime | None = None
-    delete_job: bool = False
+    delete_owner: bool = False
+    hold: bool | None = None  # our finalizer: put it on, and decide again; or take it off when all is done
     doubtful: bool = False  # something is missing: look at the API server itself and decide again; nothing else of the plan counts
 
 
 @dataclass
-class Work:
-    """One pass over one job. Steps read ``seen`` and write ``plan``."""
+class Pass(ABC, Generic[S]):
+    """One pass over a resource that has data prepared. Steps read ``seen`` and write ``plan``."""
 
-    seen: Observed
+    seen: Family
     settings: Settings
-    plan: Plan
-    spec: JobSpec | None = None
-    artifact: Published | None = None  # what the last attempt published, heard in this pass
-    reached: int = 0  # its last step
+    plan: Plan[S]
 
-    @classmethod
-    def on(cls, seen: Observed, settings: Settings) -> "Work":
-        """The start of a pass: the status as it stands, nothing decided."""
-        return cls(seen, settings, Plan(read_status(seen.job.raw_status)))
+    data_condition: ClassVar[Condition]  # tells of the data
+
+    @property
+    @abstractmethod
+    def config(self) -> PodConfig:
+        """What the pods are told."""
+
+    @property
+    @abstractmethod
+    def retries(self) -> PreparationRetries:
+        """How often preparing may be tried again."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Writes the phase of preparing."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """Writes the phase of failure, and what belongs to it."""
 
     @property
     def now(self) -> datetime:
@@ -60,30 +76,18 @@ class Work:
         return self.seen.now
 
     @property
-    def status(self) -> JobStatus:
+    def status(self) -> S:
         """The status as it shall be."""
         return self.plan.status
 
     @property
-    def wanted(self) -> JobSpec:
-        """The typed spec, once it is read."""
-        if self.spec is None:
-            raise RuntimeError("the spec is used before it is read")
-        return self.spec
-
-    @property
-    def config(self) -> PodConfig:
-        """What the job's pods are told."""
-        return builders.pod_config(self.seen.job.id, self.wanted, self.settings)
-
-    @property
-    def attempt(self) -> AttemptStatus | None:
-        """The last attempt, ended or not."""
-        return self.status.attempts[-1] if self.status.attempts else None
+    def failed(self) -> bool:
+        """Whether there is nothing more to try."""
+        return self.status.error is not None
 
     def mark(self, type_: Condition, status: Truth, reason: str, message: str = "") -> None:
         """Writes a condition."""
-        generation = self.seen.job.id.generation
+        generation = self.seen.owner.id.generation
         set_condition(self.status.conditions, type_, status, reason=reason, message=message, generation=generation, now=self.now)
 
     def reason_of(self, type_: Condition) -> str:
@@ -93,7 +97,7 @@ class Work:
 
     def tell(self, reason: str, message: str, *, unique: str, warning: bool = False) -> None:
         """Adds an Event."""
-        uid = self.seen.job.id.uid[:8]
+        uid = self.seen.owner.id.uid[:8]
         self.plan.events.append(Told(str(reason), clean(message), f"{uid}-{unique}".lower(), warning))
 
     def wake(self, at: datetime) -> None:
@@ -125,17 +129,15 @@ class Work:
         return bool(running)
 
     def fail(self, code: FailureCode, message: str, param: str = "") -> None:
-        """Ends the job for good, with advice."""
+        """Ends it for good, with advice."""
         self.status.error = ErrorStatus(code=code.value, message=clean(message), param=clean(param), advice=ADVICE[code])
-        self.end(Phase.FAILED)
+        self.give_up()
         self.mark(Condition.FAILED, "True", code.value, message)
         self.tell(code.value, message, unique="failed", warning=True)
 
-    def end(self, phase: Phase) -> None:
-        """Makes a phase terminal."""
-        self.status.phase = phase
-        self.status.completion_time = self.now
-        self.status.requeue = None
-        if self.reason_of(Condition.TRAINING):
-            self.mark(Condition.TRAINING, "False", Reason.STOPPED if phase is not Phase.SUCCEEDED else Reason.SUCCEEDED)
-        self.stop_all()
+
+def tell_invalid(work: Pass[S], invalid: ValidationError) -> None:
+    """Fails for a spec that makes no sense, with the field's name."""
+    first = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(["spec", *(str(part) for part in first["loc"])])
+    work.fail(FailureCode.CONFIG_INVALID, f"{place}: {first['msg']}", place)

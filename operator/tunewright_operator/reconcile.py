@@ -10,21 +10,23 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
-from tunewright_crds.errors import FailureClass, FailureCode
-from tunewright_crds.job import ModelStatus, read_spec
-from tunewright_crds.names import Condition, Phase, Reason
+from tunewright_crds.errors import FailureCode
+from tunewright_crds.instruction_dataset import InstructionDatasetStatus
+from tunewright_crds.job import JobStatus, ModelStatus, read_spec
+from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
 from tunewright_crds.tuned_model import Serving
 from tunewright_operator import builders
-from tunewright_operator.attempts import OBSTACLE_SECONDS, deadline, hear_attempts, past_deadline, spend, train, waits_for_its_turn
-from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
-from tunewright_operator.observed import Batch, Observed
-from tunewright_operator.plan import Plan, Work
+from tunewright_operator.attempts import deadline, hear_attempts, past_deadline, train
+from tunewright_operator.conditions import condition
+from tunewright_operator.observed import Observed, Prepared, read_dataset_status
+from tunewright_operator.plan import Plan, tell_invalid
+from tunewright_operator.preparation import hear_preparation, prepare
 from tunewright_operator.settings import Settings
+from tunewright_operator.work import Work
 
 
-def reconcile(seen: Observed, settings: Settings) -> Plan:
+def reconcile(seen: Observed, settings: Settings) -> Plan[JobStatus]:
     """What to do about one job, now. Each step says whether the pass ends with it."""
     work = Work.on(seen, settings)
     for step in STEPS:
@@ -49,8 +51,8 @@ def keep_the_finished(work: Work) -> bool:
     ttl = work.seen.job.spec.get("ttlSecondsAfterFinished")
     if isinstance(ttl, int) and work.status.completion_time:
         due = work.status.completion_time + timedelta(seconds=ttl)
-        work.plan.delete_job = work.now >= due
-        if not work.plan.delete_job:
+        work.plan.delete_owner = work.now >= due
+        if not work.plan.delete_owner:
             work.wake(due)
     return True
 
@@ -71,9 +73,7 @@ def read_the_spec(work: Work) -> bool:
     try:
         work.spec = read_spec(work.seen.job.spec)
     except ValidationError as invalid:
-        first = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(["spec", *(str(part) for part in first["loc"])])
-        work.fail(FailureCode.CONFIG_INVALID, f"{place}: {first['msg']}", place)
+        tell_invalid(work, invalid)
         return True
     return False
 
@@ -83,64 +83,6 @@ def take_up(work: Work) -> bool:
     if work.status.start_time is None and not work.wanted.suspend and not work.wanted.cancel:
         work.status.start_time = work.now
     return False
-
-
-def hear_preparation(work: Work) -> bool:
-    """Learns what became of the data's preparation."""
-    batch = work.seen.preparation
-    if work.status.dataset or batch is None:
-        return False
-    pod = work.seen.pod_of(batch)
-    if not batch.finished:
-        return _watch_preparation(work, batch)
-    outcome = heard(pod)
-    if outcome and outcome.dataset and outcome.error is None:
-        work.status.dataset = outcome.dataset
-        work.status.requeue = None
-        told = f"{outcome.dataset.train_examples} examples to train on, {outcome.dataset.rejected} rejected"
-        work.mark(Condition.DATA_READY, "True", Reason.DATA_PREPARED, told)
-        work.tell(Reason.DATA_PREPARED, told, unique="prepared")
-        return False
-    if batch.gone or batch.id.deleting:
-        return False  # judged before, or taken away by somebody: prepared anew
-    if (pod is None or not pod.finished) and not work.seen.confirmed:
-        work.doubt()
-        return True
-    work.stop(batch)
-    _try_preparation_again(work, ending(pod))
-    return work.status.phase.terminal
-
-
-def _watch_preparation(work: Work, batch: Batch) -> bool:
-    if batch.id.deleting:
-        return False
-    pod = work.seen.pod_of(batch)
-    verdict = pod and stuck(pod, now=work.now, patience=work.settings.pending_seconds)
-    if verdict:
-        work.stop(batch)
-        _try_preparation_again(work, verdict)
-        return work.status.phase.terminal
-    work.status.phase = Phase.PREPARING
-    reason, message = (Reason.VALIDATING_DATA, "the data is being prepared")
-    if pod and pod.phase == "Pending":
-        hindered, why = hindrance(pod)
-        if hindered != Reason.STARTING:
-            reason, message = Reason(hindered), why
-        if hindered == Reason.IMAGE_PULL:
-            work.wake(pod.id.created + timedelta(seconds=work.settings.pending_seconds))
-    work.mark(Condition.DATA_READY, "False", reason, message)
-    return False
-
-
-def _try_preparation_again(work: Work, verdict: Ending) -> None:
-    if verdict.cls is FailureClass.OUT_OF_MEMORY:  # there is no micro-batch to halve
-        work.fail(FailureCode.OUT_OF_MEMORY, f"data preparation: {verdict.message}", verdict.param)
-    else:
-        spend(work, verdict)
-    if not work.status.phase.terminal:
-        work.mark(Condition.DATA_READY, "False", Reason.BACK_OFF, f"{verdict.reason}: {verdict.message}")
-    else:
-        work.mark(Condition.DATA_READY, "False", verdict.reason, verdict.message)
 
 
 def cancel(work: Work) -> bool:
@@ -224,29 +166,41 @@ def hold_or_resume(work: Work) -> bool:
     return False
 
 
-def prepare(work: Work) -> bool:
-    """Has the data prepared, once. No GPU is asked for before that is done."""
-    if work.status.dataset:
+def take_the_dataset(work: Work) -> bool:
+    """A job that names an InstructionDataset takes what that one has prepared; True while it has to wait."""
+    ref = work.wanted.dataset.ref
+    if not ref or work.status.dataset:
         return False
-    batch, job = work.seen.preparation, work.seen.job.id
-    work.status.phase = Phase.PREPARING
-    if batch and not batch.gone:
-        return True  # at work, or about to go to make room for the next
-    if waits_for_its_turn(work):
+    work.status.phase = Phase.PENDING
+    named = work.seen.named
+    status = read_dataset_status(named.raw_status) if named else None
+    if named is None or status is None or named.id.deleting or status.phase in (DatasetPhase.PENDING, DatasetPhase.PREPARING):
+        work.mark(Condition.DATA_READY, "False", Reason.WAITING_FOR_DATASET, _what_it_does(ref, named, status))
         return True
-    if batch is None and work.reason_of(Condition.DATA_READY) and not work.seen.confirmed:
-        work.doubt()
+    if status.error:
+        code = status.error.code if status.error.code in list(FailureCode) else FailureCode.INTERNAL
+        work.fail(FailureCode(code), f"InstructionDataset {ref} failed: {status.error.message}", "spec.dataset.ref")
+        work.mark(Condition.DATA_READY, "False", code, f"InstructionDataset {ref} failed")
         return True
-    manifest = builders.prepare_job(work.config, job, work.settings)
-    name = manifest["metadata"]["name"]
-    obstacle = work.seen.obstacles.get(name) or work.seen.obstacles.get(names.config_name(job.name, job.uid))
-    if obstacle:
-        work.mark(Condition.DATA_READY, "False", Reason.STARTING, obstacle)
-        work.wake_in(OBSTACLE_SECONDS)
+    data = status.dataset or DatasetStatus()
+    if work.wanted.hyperparameters.early_stopping.enabled and not data.validation_examples:
+        message = f"early stopping needs validation rows, and InstructionDataset {ref} has none"
+        work.fail(FailureCode.CONFIG_INVALID, message, "spec.hyperparameters.earlyStopping")
         return True
-    work.plan.create += [builders.config_map(work.config, job), manifest]
-    work.mark(Condition.DATA_READY, "False", Reason.VALIDATING_DATA, "the data is being prepared")
-    return True
+    work.status.dataset = data.model_copy(update={"reused": True})
+    told = f"{data.train_examples} examples to train on, prepared by InstructionDataset {ref}"
+    work.mark(Condition.DATA_READY, "True", Reason.DATA_PREPARED, told)
+    work.tell(Reason.DATA_PREPARED, told, unique="prepared")
+    return False
+
+
+def _what_it_does(ref: str, named: Prepared | None, status: InstructionDatasetStatus | None) -> str:
+    if named is None or status is None:
+        return f"there is no InstructionDataset {ref} in this namespace: apply it"
+    if named.id.deleting:
+        return f"InstructionDataset {ref} is being deleted"
+    ready = condition(status.conditions, Condition.READY)
+    return f"InstructionDataset {ref} is {status.phase.lower()}" + (f": {ready.message}" if ready and ready.message else "")
 
 
 STEPS: Final[tuple[Callable[[Work], bool], ...]] = (
@@ -260,6 +214,7 @@ STEPS: Final[tuple[Callable[[Work], bool], ...]] = (
     publish,
     keep_the_deadline,
     hold_or_resume,
+    take_the_dataset,
     prepare,
     train,
 )

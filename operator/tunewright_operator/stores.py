@@ -8,7 +8,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
-from tunewright_operator.observed import Batch, Deployed, Identity, Job, Observed, Pod, Served
+from tunewright_crds import names
+from tunewright_operator.observed import Batch, Deployed, Identity, Job, Observed, ObservedDataset, Pod, Prepared, Resource, Served
+from tunewright_operator.usage import Usage, Use, named_dataset
 
 Key = tuple[str, str]  # namespace, name
 
@@ -19,6 +21,7 @@ class _View(Protocol):
 
 
 V = TypeVar("V", bound=_View)
+R = TypeVar("R", bound=Resource)
 
 
 class Shelf(Generic[V]):
@@ -50,12 +53,14 @@ class Stores:
 
     def __init__(self) -> None:
         self.jobs: Shelf[Job] = Shelf()
+        self.datasets: Shelf[Prepared] = Shelf()
+        self.usage = Usage()
         self.batches: Shelf[Batch] = Shelf()
         self.pods: Shelf[Pod] = Shelf()
         self.models: Shelf[Served] = Shelf()
         self.deployments: Shelf[Deployed] = Shelf()
         # Children by the UID of their owner, by their own UID; with memories of the deleted.
-        self._job_keys: dict[str, Key] = {}
+        self._owners: dict[str, Identity] = {}
         self._batches_of: dict[str, dict[str, Batch]] = {}
         self._owner_of_batch: dict[str, str] = {}
         self._pods_of: dict[str, dict[str, Pod]] = {}
@@ -66,27 +71,68 @@ class Stores:
         job = self.jobs.by_key.get(key)
         if job is None:
             return None
-        batches = _one_of_each_name(self._batches_of.get(job.id.uid, {}).values())
-        pods = tuple(pod for batch in batches for pod in self._pods_of.get(batch.id.uid, {}).values())
-        return Observed(job, now, batches, pods, self.models.by_key.get((key[0], model_name(job))), confirmed, obstacles or {})
+        model, named = self.models.by_key.get((key[0], model_name(job))), self.datasets.by_key.get((key[0], named_dataset(job)))
+        return Observed(job, now, *self._children(job), confirmed, obstacles or {}, model, named)
+
+    def observe_dataset(
+        self, key: Key, *, now: datetime, confirmed: bool = False, obstacles: Mapping[str, str] | None = None
+    ) -> ObservedDataset | None:
+        """An InstructionDataset with what belongs to it; None if there is no such one."""
+        dataset = self.datasets.by_key.get(key)
+        if dataset is None:
+            return None
+        users = len(self.usage.users(Use.NAMES, key))
+        seen = ObservedDataset(dataset, now, *self._children(dataset), confirmed, obstacles or {}, users)
+        return self._with_what_keeps_it(seen, dataset) if dataset.id.deleting else seen
+
+    def _with_what_keeps_it(self, seen: ObservedDataset, dataset: Prepared) -> ObservedDataset:
+        namespace, digest = dataset.id.namespace, dataset.digest
+        others = [other for other in self.datasets.by_key.values() if other.id.namespace == namespace and other.id.uid != dataset.id.uid]
+        return replace(
+            seen,
+            trainees=len(self.usage.users(Use.TRAINS, (namespace, digest))),
+            twins=sum(1 for other in others if other.digest == digest and not (other.id.deleting and other.id.held)),
+            discard=self.batches.by_key.get((namespace, names.discard_name(dataset.id.name, dataset.id.uid))),
+        )
+
+    def _children(self, owner: Resource) -> tuple[tuple[Batch, ...], tuple[Pod, ...]]:
+        batches = _one_of_each_name(self._batches_of.get(owner.id.uid, {}).values())
+        return batches, tuple(pod for batch in batches for pod in self._pods_of.get(batch.id.uid, {}).values())
 
     def put_job(self, job: Job) -> bool:
         """Keeps a job."""
-        before = self.jobs.by_key.get((job.id.namespace, job.id.name))
-        if not self.jobs.put(job):
+        if not self._put_owner(self.jobs, job):
             return False
-        if before and before.id.uid != job.id.uid:
-            self._forget_job(before.id)
-        self._job_keys[job.id.uid] = (job.id.namespace, job.id.name)
+        self.usage.put(job)
         return True
 
     def drop_job(self, identity: Identity) -> None:
         """Forgets a job with every memory of its children."""
+        self.usage.drop(identity.uid)
         self.jobs.drop(identity)
-        self._forget_job(identity)
+        self._forget_owner(identity)
 
-    def _forget_job(self, identity: Identity) -> None:
-        self._job_keys.pop(identity.uid, None)
+    def put_dataset(self, dataset: Prepared) -> bool:
+        """Keeps an InstructionDataset."""
+        return self._put_owner(self.datasets, dataset)
+
+    def drop_dataset(self, identity: Identity) -> None:
+        """Forgets an InstructionDataset with every memory of its children."""
+        self.datasets.drop(identity)
+        self._forget_owner(identity)
+
+    def _put_owner(self, shelf: Shelf[R], view: R) -> bool:
+        before = shelf.by_key.get((view.id.namespace, view.id.name))
+        if not shelf.put(view):
+            return False
+        if before and before.id.uid != view.id.uid:
+            self.usage.drop(before.id.uid)
+            self._forget_owner(before.id)
+        self._owners[view.id.uid] = view.id
+        return True
+
+    def _forget_owner(self, identity: Identity) -> None:
+        self._owners.pop(identity.uid, None)
         for batch in list(self._batches_of.get(identity.uid, {}).values()):
             if batch.gone:
                 self._forget_batch(batch)
@@ -100,17 +146,17 @@ class Stores:
         return True
 
     def drop_batch(self, identity: Identity) -> Batch | None:
-        """Remembers a batch Job as deleted, as long as its job is there."""
+        """Remembers a batch Job as deleted, as long as its owner is there."""
         batch = self.batches.drop(identity)
-        if batch and batch.owner in self._job_keys:
+        if batch and batch.owner in self._owners:
             self._batches_of.setdefault(batch.owner, {})[identity.uid] = batch.remembered()
         elif batch:
             self._forget_batch(batch)
         return batch
 
-    def forget_the_told(self, job: Job, *, told: Collection[str]) -> None:
+    def forget_the_told(self, owner: Resource, *, told: Collection[str]) -> None:
         """Drops the memories of children whose end is in the status (``told``: names of batch Jobs)."""
-        for batch in list(self._batches_of.get(job.id.uid, {}).values()):
+        for batch in list(self._batches_of.get(owner.id.uid, {}).values()):
             if batch.gone and batch.id.name in told:
                 self._forget_batch(batch)
 
@@ -143,13 +189,13 @@ class Stores:
                 self._pods_of.pop(pod.owner, None)
         return pod
 
-    def job_of_pod(self, pod: Pod) -> Key | None:
-        """The key of the job that a pod works for."""
-        return self._job_keys.get(self._owner_of_batch.get(pod.owner, ""))
+    def owner_of_pod(self, pod: Pod) -> Identity | None:
+        """The job or InstructionDataset that a pod works for."""
+        return self._owners.get(self._owner_of_batch.get(pod.owner, ""))
 
-    def job_of_batch(self, batch: Batch) -> Key | None:
-        """The key of the job that a batch Job belongs to."""
-        return self._job_keys.get(batch.owner)
+    def owner_of_batch(self, batch: Batch) -> Identity | None:
+        """The job or InstructionDataset that a batch Job belongs to."""
+        return self._owners.get(batch.owner)
 
     def engine_pods(self, key: Key) -> tuple[Pod, ...]:
         """The pods of an engine."""

@@ -41,12 +41,6 @@ def adapter_of(tenant: Tenant, uri: str) -> bytes:
     return body
 
 
-def keys_under(tenant: Tenant, prefix: str) -> set[str]:
-    """The keys under a prefix of the platform's bucket."""
-    listed = tenant.stack.s3().list_objects_v2(Bucket=BUCKET, Prefix=prefix)
-    return {item["Key"].removeprefix(prefix) for item in listed.get("Contents", [])}
-
-
 def running_trainer(tenant: Tenant, name: str, *, but: str = "") -> dict[str, Any]:
     """The job's training pod whose container runs now, unless it is called ``but``; else nothing."""
     for pod in tenant.pods(name, names.Role.TRAIN):
@@ -70,7 +64,7 @@ def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict
     assert model["spec"]["source"]["uid"] == tenant.job("main")["metadata"]["uid"]
     plain_peft_gives_finite_logits(tenant, model["spec"]["artifact"]["uri"], tmp_path)
     version = storage.model_key(tenant.namespace, "helper", model["spec"]["version"], "merged")
-    assert {"/manifest.json", "/model.safetensors", "/config.json"} <= keys_under(tenant, version)
+    assert {"/manifest.json", "/model.safetensors", "/config.json"} <= tenant.keys(version)
 
     tenant.stack.kubectl("wait", "--for=condition=Ready", "tm/helper", "-n", tenant.namespace, "--timeout=180s", timeout=200)
     asks_through_the_front_end(tenant)
@@ -83,7 +77,7 @@ def plain_peft_gives_finite_logits(tenant: Tenant, uri: str, folder: Path) -> No
     from transformers import AutoModelForCausalLM
 
     prefix = uri.removeprefix(f"s3://{BUCKET}/").rstrip("/")
-    for key in keys_under(tenant, prefix):
+    for key in tenant.keys(prefix):
         (folder / key.strip("/")).write_bytes(tenant.stack.s3().get_object(Bucket=BUCKET, Key=prefix + key)["Body"].read())
     base = AutoModelForCausalLM.from_pretrained(tiny_model("llama", chat_template=True))
     before = base(torch.arange(8)[None]).logits.detach().clone()
@@ -204,7 +198,7 @@ def test_training_outlives_two_minutes_without_object_storage(tenant: Tenant, in
     done = tenant.wait_phase("outage", "Succeeded", seconds=2 * JOB_SECONDS)
     uid = tenant.job("outage")["metadata"]["uid"]
     assert adapter_of(tenant, done["model"]["uri"])
-    folders = keys_under(tenant, storage.checkpoints_key(tenant.namespace, uid) + "/")
+    folders = tenant.keys(storage.checkpoints_key(tenant.namespace, uid) + "/")
     assert {key.split("/")[0] for key in folders} == {key.split("/")[0] for key in folders if key.endswith(storage.MANIFEST)}
 
 

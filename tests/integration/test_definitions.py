@@ -9,18 +9,16 @@ from typing import Any
 import pytest
 
 from tests.cluster import facts
+from tests.support.control import define
 from tests.support.stack import ROOT, CommandFailed, Kubectl, cluster
-from tests.support.tenant import a_job
-from tunewright_crds import names
+from tests.support.tenant import a_dataset, a_job
 
 
 @pytest.fixture(scope="module")
 def kubectl() -> Kubectl:
     cluster("up", "--name", "control", "--control-plane-only")
     kubectl = Kubectl(facts("control").kubeconfig)
-    for name in (names.JOBS, names.MODELS):
-        kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / f"{name}.yaml"))
-    kubectl("wait", "--for=condition=Established", f"crd/{names.JOBS}.{names.GROUP}", f"crd/{names.MODELS}.{names.GROUP}", "--timeout=60s")
+    define(kubectl)
     return kubectl
 
 
@@ -29,7 +27,7 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
     name = f"definitions-{uuid.uuid4().hex[:8]}"
     kubectl("create", "namespace", name)
     yield name
-    kubectl("delete", "itj", "--all", "-n", name, "--wait=false")
+    kubectl("delete", "itj,ids", "--all", "-n", name, "--wait=false")
 
 
 def job_with(path: str, value: Any, namespace: str) -> dict[str, Any]:
@@ -55,7 +53,14 @@ FIELDS = {
     "unknown objective": ("method.objective", "ppo", "method.objective"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
-    "no sources": ("dataset.sources", [], "dataset.sources"),
+    "neither sources nor ref": ("dataset.sources", [], "give at least one of sources, or ref"),
+    "sources beside ref": ("dataset.ref", "support-v1", "with ref, nothing else may be set"),
+    "options beside ref": ("dataset", {"ref": "support-v1", "maxLength": 64}, "with ref, nothing else may be set"),
+    "deep options beside ref": (
+        "dataset",
+        {"ref": "support-v1", "cleaning": {"nearDuplicates": {"threshold": 0.9}}},
+        "with ref, nothing else may be set",
+    ),
     "no train source": ("dataset.sources.0.split", "test", "at least one source must have split: train"),
     "a language that nobody tells apart": ("dataset.cleaning.languages", ["en", "klingon"], "dataset.cleaning.languages[1]"),
     "nothing to compare with": ("dataset.cleaning.decontaminate.enabled", True, "needs something to compare with"),
@@ -96,6 +101,8 @@ RIGHT = {
     ),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),
+    "an InstructionDataset": ("dataset", {"ref": "support-v1"}),
+    "an InstructionDataset, with defaults written out": ("dataset", {"ref": "support-v1", "validationFraction": 0.05, "testFraction": 0}),
 }
 
 
@@ -107,7 +114,7 @@ def test_what_works_is_taken_and_filled_in(kubectl: Kubectl, namespace: str, pat
     node: Any = spec
     for part in path.split("."):
         node = node[int(part)] if isinstance(node, list) else node[part]
-    assert node == value
+    assert node == (node | value if isinstance(value, dict) else value)
 
 
 FIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -134,6 +141,41 @@ def test_what_an_attempt_goes_on_with_is_fixed_once_the_job_has_started(
     patch({"spec": before | {"suspend": True}})  # the same value again, and what may always change
     with pytest.raises(CommandFailed, match="fixed once the job has started"):
         patch({"spec": after})
+
+
+def dataset_with(namespace: str, **fields: Any) -> dict[str, Any]:
+    """A good InstructionDataset with some fields set."""
+    body = a_dataset("rules", model="s3://bucket/model/", data="s3://bucket/rows.jsonl")
+    body["metadata"]["namespace"] = namespace
+    body["spec"] |= fields
+    return body
+
+
+def test_an_instruction_dataset_is_fixed_from_the_start_but_for_how_long_it_stays(kubectl: Kubectl, namespace: str) -> None:
+    with pytest.raises(CommandFailed, match="names its own sources"):
+        kubectl.apply(dataset_with(namespace, dataset={"ref": "other"}))
+    kubectl.apply(dataset_with(namespace))
+    kubectl.apply(dataset_with(namespace, ttlSecondsAfterLastUse=60, deletionPolicy="Delete"))
+    kubectl.apply(dataset_with(namespace, deletionPolicy="Retain"))
+    changes: dict[str, Any] = {
+        "model": {"uri": "s3://bucket/other/"},
+        "dataset": {"sources": [{"uri": "s3://bucket/other.jsonl"}]},
+        "seed": 7,
+        "resources": {"cpu": "3"},
+        "retries": {"infrastructure": 0},
+    }
+    for field, value in changes.items():
+        with pytest.raises(CommandFailed, match=f"spec.{field} is fixed: apply an InstructionDataset of another name"):
+            kubectl.apply(dataset_with(namespace, **{field: value}))
+    assert "PHASE" in kubectl("get", "ids", "-n", namespace)
+
+
+def test_the_example_of_shared_data_is_taken(kubectl: Kubectl, namespace: str) -> None:
+    kubectl("apply", "-n", namespace, "-f", str(ROOT / "examples" / "shared"))
+    data = kubectl.get("ids", "support-v1", "-n", namespace)["spec"]
+    jobs = kubectl.get("itj", "-n", namespace)["items"]
+    assert {job["spec"]["dataset"]["ref"] for job in jobs} == {"support-v1"}
+    assert {job["spec"]["model"]["uri"] for job in jobs} == {data["model"]["uri"]}
 
 
 def test_a_cancelled_job_stays_cancelled(kubectl: Kubectl, namespace: str) -> None:

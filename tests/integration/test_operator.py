@@ -1,15 +1,18 @@
 """The operator as a process against a real API server: a job's life, and what can come in between."""
 
 import contextlib
+import functools
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.builders import JobBuilder, a_job
+from tests.support.builders import JobBuilder, a_dataset, a_job
 from tests.support.control import Api, Manifest, Operator, Proxy, control_plane, eventually, operator
 from tests.support.kubelet import Ended, Kubelet, trains_well
+from tunewright_crds import names
 from tunewright_crds.names import Role
 
 
@@ -40,16 +43,18 @@ class Here:
         job.manifest["metadata"]["namespace"] = self.namespace
         return await self.api.create(job.manifest)
 
-    async def status(self, name: str = "a") -> dict[str, Any]:
-        job = await self.api.find("InstructionTuningJob", self.namespace, name)
+    async def status(self, name: str = "a", kind: str = "InstructionTuningJob") -> dict[str, Any]:
+        job = await self.api.find(kind, self.namespace, name)
         found: dict[str, Any] = (job or {}).get("status") or {}
         return found
 
-    async def until(self, what: str, holds: Callable[[dict[str, Any]], bool], one: Operator, name: str = "a") -> dict[str, Any]:
-        """The status of a job, once it is so."""
+    async def until(
+        self, what: str, holds: Callable[[dict[str, Any]], bool], one: Operator, name: str = "a", kind: str = "InstructionTuningJob"
+    ) -> dict[str, Any]:
+        """The status of a job or an InstructionDataset, once it is so."""
 
         async def look() -> dict[str, Any] | None:
-            status = await self.status(name)
+            status = await self.status(name, kind)
             return status if holds(status) else None
 
         found = await eventually(what, look, context=one.tail)
@@ -92,6 +97,80 @@ async def test_a_jobs_whole_life_takes_eight_writes_and_two_events(world: Here) 
     writes = [write for write in world.proxy.writes if world.namespace in write and "tunedmodels/a/status" not in write]
     assert len([write for write in writes if write.endswith("/events")]) <= 2, writes
     assert len([write for write in writes if not write.endswith("/events")]) <= 8, writes
+
+
+async def test_many_jobs_train_on_what_one_instruction_dataset_prepared(world: Here) -> None:
+    world.kubelet.follow(lambda role, attempt, name: None)  # everything takes its time
+    async with world.operator() as one:
+        for name in ("a", "b"):
+            await world.apply(a_job(name).with_spec(dataset={"ref": "d"}))
+            await world.until("it waits", lambda status: "there is no InstructionDataset d" in str(status), one, name)
+        made = await world.api.create(a_dataset("d", world.namespace, ttlSecondsAfterLastUse=0))
+        for name in ("a", "b"):
+            await world.until("it hears what it waits for", lambda status: "d is preparing" in str(status), one, name)
+        await world.until("it counts them", lambda status: status.get("users") == 2, one, "d", "InstructionDataset")
+        world.kubelet.follow(runs_on)
+        for name in ("a", "b"):
+            await world.until("it trains", trains, one, name)
+        begin = time.monotonic()
+        await world.apply(a_job("c").with_spec(dataset={"ref": "d"}))
+        status = await world.until("the third job trains", lambda status: bool(status.get("attempts")), one, "c")
+        print(f"a job over data that is ready: its training Job is made {time.monotonic() - begin:.2f} s after it was applied")
+        assert status["dataset"] == await dataset_of(world)
+        _, page = await one.probe("/metrics")
+        assert f'tunewright_datasets{{namespace="{world.namespace}",phase="Ready"}} 1.0' in page
+        world.kubelet.follow(trains_well)
+        for name in ("a", "b", "c"):
+            await world.until("done", phase("Succeeded"), one, name)
+
+        async def gone() -> bool:
+            return await world.api.find("InstructionDataset", world.namespace, "d") is None
+
+        await eventually("unused, it goes", gone, context=one.tail)
+    assert world.kubelet.made(Role.PREPARE) == ["d-prepare-dataset"], "prepared once"
+    events = [
+        event for event in await world.api.list("Event", world.namespace) if event["involvedObject"]["uid"] == made["metadata"]["uid"]
+    ]
+    assert [(event["involvedObject"]["kind"], event["reason"]) for event in events] == [("InstructionDataset", "DataPrepared")]
+
+
+async def test_what_several_pods_read_side_by_side_is_joined_and_trained_on(world: Here) -> None:
+    async with world.operator() as one:
+        await world.apply(a_job().with_spec(dataset={"sources": [{"uri": "s3://data/*.jsonl"}], "shards": 3}))
+        await world.until("done", phase("Succeeded"), one)
+    assert sorted(world.kubelet.jobs.values()) == ["a-prepare", "a-shards", "a-train-1"]
+    assert world.kubelet.shards("a-shards") == 3
+
+
+async def test_an_instruction_dataset_takes_its_data_with_it(world: Here) -> None:
+    world.kubelet.follow(lambda role, attempt, name: None)
+    found = functools.partial(world.api.find, "InstructionDataset", world.namespace, "d")
+    async with world.operator() as one:
+        made = await world.api.create(a_dataset("d", world.namespace, deletionPolicy="Delete"))
+        await world.until("it is being prepared", phase("Preparing"), one, "d", "InstructionDataset")
+        assert ((await found()) or {})["metadata"]["finalizers"] == [names.FINALIZER]
+        world.kubelet.follow(runs_on)  # what discards runs on
+        await world.until("it is ready", phase("Ready"), one, "d", "InstructionDataset")
+        await world.api.delete("InstructionDataset", world.namespace, "d")
+        discard = names.discard_name("d", made["metadata"]["uid"])
+        body = await eventually("its data is being removed", lambda: world.api.find("Job", world.namespace, discard), context=one.tail)
+        assert body
+        assert "ownerReferences" not in body["metadata"]
+        assert await found(), "it stays until that is done"
+        world.kubelet.follow(trains_well)
+
+        async def gone() -> bool:
+            return await found() is None
+
+        await eventually("it goes", gone, context=one.tail)
+        assert "Refused" not in one.tail()
+    assert world.kubelet.made(Role.PREPARE) == ["d-prepare-dataset"]
+
+
+async def dataset_of(world: Here) -> dict[str, Any]:
+    """What a job tells of the data that the InstructionDataset prepared."""
+    told: dict[str, Any] = (await world.status("d", "InstructionDataset"))["dataset"]
+    return told | {"reused": True}
 
 
 async def test_suspended_resumed_and_cancelled_as_its_owner_wishes(world: Here) -> None:

@@ -59,6 +59,11 @@ def test_rights_are_few_and_touch_no_secret(settings: tuple[str, ...]) -> None:
     assert granted == reads | reviews | {(f"{names.JOBS}/status", "patch"), ("pods", "get")}
 
 
+def test_people_have_the_same_rights_on_every_resource_of_ours() -> None:
+    for rule in rules(render(), "users"):
+        assert set(rule["resources"]) == {names.JOBS, names.DATASETS, names.MODELS}
+
+
 def test_with_namespaces_nothing_else_can_be_touched() -> None:
     objects = render("namespaces={a,b}")
     assert {one["metadata"]["name"] for one in of_kind(objects, "ClusterRoleBinding")} == {"tunewright-api-reviews"}
@@ -103,7 +108,7 @@ def test_values_that_are_misspelt_are_refused_by_name(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "installed", "kept"), [((), 2, True), (("crds.keep=false",), 2, False), (("crds.install=false",), 0, False)]
+    ("settings", "installed", "kept"), [((), 3, True), (("crds.keep=false",), 3, False), (("crds.install=false",), 0, False)]
 )
 def test_definitions_are_installed_and_kept_as_told(settings: tuple[str, ...], installed: int, kept: bool) -> None:
     definitions = of_kind(render(*settings), "CustomResourceDefinition")

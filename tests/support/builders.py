@@ -4,17 +4,20 @@
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
+from tunewright_crds.instruction_dataset import InstructionDatasetStatus
 from tunewright_crds.job import CheckpointStatus, JobStatus
 from tunewright_crds.pod import Failed, Outcome, Published
 from tunewright_operator.controller import dump, status_changes
-from tunewright_operator.observed import Batch, Job, Observed, Pod, Served, read_status
+from tunewright_operator.datasets import reconcile_dataset
+from tunewright_operator.observed import Batch, Job, Observed, ObservedDataset, Pod, Prepared, S, Served, read_dataset_status, read_status
 from tunewright_operator.plan import Plan
 from tunewright_operator.reconcile import reconcile
 from tunewright_operator.settings import Settings
@@ -62,6 +65,16 @@ def a_job(name: str = "a", namespace: str = "ns") -> JobBuilder:
     return JobBuilder(name, namespace)
 
 
+def a_dataset(name: str = "d", namespace: str = "ns", **spec: Any) -> Manifest:
+    """An InstructionDataset with the least that it needs, and ``spec``."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "InstructionDataset",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"model": {"uri": "s3://models/base/"}, "dataset": {"sources": [{"uri": "s3://data/rows.jsonl"}]}, **spec},
+    }
+
+
 def failure(code: FailureCode, message: str = "it broke", **fields: Any) -> Outcome:
     """Last words of a pod that failed."""
     return Outcome(error=Failed(code=code, message=message), **fields)
@@ -73,14 +86,14 @@ def stopped(*, resumed: int, reached: int) -> Outcome:
     return Outcome(attempt=1, resumed_from_step=resumed, reached_step=reached, last_checkpoint=checkpoint)
 
 
-class World:
-    """One job, its children, and time."""
+class Around(ABC, Generic[S]):
+    """One resource, its children, and time."""
 
-    def __init__(self, job: JobBuilder | None = None, **fields: Any) -> None:
+    def __init__(self, manifest: Manifest, **fields: Any) -> None:
         self.settings = settings(**fields)
         self.now = START
         self._version = 0
-        self.job = copy.deepcopy((job or a_job()).manifest)
+        self.job = copy.deepcopy(manifest)  # or whatever owns the children
         meta = self.job["metadata"]
         meta |= {"uid": "12345678-aaaa", "generation": 1, "creationTimestamp": self.stamp}
         self.batches: dict[str, Manifest] = {}  # by name, as in an API server
@@ -89,8 +102,17 @@ class World:
         self.pod_memories: list[Pod] = []
         self.model: Manifest | None = None
         self.foreign: set[str] = set()
-        self.plans: list[Plan] = []
+        self.plans: list[Plan[S]] = []
         self.most_active = 0
+
+    @property
+    @abstractmethod
+    def status(self) -> S:
+        """The status as stored."""
+
+    @abstractmethod
+    def decide(self, family: dict[str, Any]) -> Plan[S]:
+        """What the operator would do; ``family``: fields of what it sees."""
 
     # What the operator sees and does
 
@@ -99,27 +121,27 @@ class World:
         """Now, as Kubernetes writes it."""
         return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    @property
-    def status(self) -> JobStatus:
-        """The job's status as stored."""
-        return read_status(self.job.get("status") or {})
-
-    def observed(self, *, confirmed: bool, blind: frozenset[str] = frozenset()) -> Observed:
+    def family(self, *, confirmed: bool, blind: frozenset[str] = frozenset()) -> dict[str, Any]:
         """What is there; ``blind``: names of children that a late watch has not shown yet."""
         batches = [Batch.of(body) for name, body in self.batches.items() if name not in blind]
         pods = [Pod.of(body) for name, body in self.pods.items() if name not in blind]
         there = {batch.id.name for batch in batches}
         gone = [batch for batch in self.memories if batch.id.name not in there and batch.id.name not in blind]
-        model = Served.of(self.model) if self.model else None
         obstacles = {name: f"{name} stands in the way" for name in self.foreign}
         batches = [batch for batch in batches if batch.owner == self.job["metadata"]["uid"]]
-        return Observed(Job.of(self.job), self.now, (*batches, *gone), (*pods, *self.pod_memories), model, confirmed, obstacles)
+        return {
+            "now": self.now,
+            "batches": (*batches, *gone),
+            "pods": (*pods, *self.pod_memories),
+            "confirmed": confirmed,
+            "obstacles": obstacles,
+        }
 
-    def reconcile(self, *, blind: frozenset[str] = frozenset(), upto: int | None = None) -> Plan:
+    def reconcile(self, *, blind: frozenset[str] = frozenset(), upto: int | None = None) -> Plan[S]:
         """One pass. ``upto``: crash after so many of its writes."""
-        plan = reconcile(self.observed(confirmed=False, blind=blind), self.settings)
+        plan = self.decide(self.family(confirmed=False, blind=blind))
         if plan.doubtful:
-            plan = reconcile(self.observed(confirmed=True), self.settings)
+            plan = self.decide(self.family(confirmed=True))
             assert not plan.doubtful, "what was confirmed is still in doubt"
         self.plans.append(plan)
         for write in self._writes(plan)[:upto]:
@@ -136,7 +158,7 @@ class World:
                 return
         raise AssertionError("the operator never comes to rest")
 
-    def _writes(self, plan: Plan) -> list[Callable[[], None]]:
+    def _writes(self, plan: Plan[S]) -> list[Callable[[], None]]:
         writes: list[Callable[[], None]] = [lambda name=batch.id.name: self.delete_batch(name) for batch in plan.delete]  # type: ignore[misc]
         writes += [lambda body=body: self._create(body) for body in plan.create if body["kind"] == "Job"]  # type: ignore[misc]
         if plan.publish:
@@ -144,7 +166,7 @@ class World:
         writes.append(lambda: self._write_status(plan.status))
         return writes
 
-    def _write_status(self, status: JobStatus) -> None:
+    def _write_status(self, status: S) -> None:
         changes = status_changes(self.job.get("status") or {}, dump(self.status), dump(status), keep="progress")
         for change in changes:
             *_, field = change["path"].split("/")
@@ -156,7 +178,8 @@ class World:
                 del self.job["status"][field]
         if changes:
             self._stamped(self.job)
-        told = {names.attempt_name("a", attempt.number) for attempt in status.attempts if attempt.end_time}
+        attempts = status.attempts if isinstance(status, JobStatus) else []
+        told = {names.attempt_name("a", attempt.number) for attempt in attempts if attempt.end_time}
         self.memories = [batch for batch in self.memories if batch.id.name not in told]
 
     def _create(self, body: Manifest) -> None:
@@ -185,18 +208,12 @@ class World:
         self._stamped(self.job)
         return self
 
-    def progress(self, attempt: int, step: int, resumed: int = 0) -> Self:
-        """The front end writes the pod's progress."""
-        told = {"step": step, "maxSteps": 100, "attempt": attempt, "resumedFromStep": resumed, "lastUpdated": self.stamp}
-        self.job.setdefault("status", {})["progress"] = told
-        return self
-
-    def start(self, name: str, **status: Any) -> Self:
+    def start(self, name: str, *, index: int = 0, **status: Any) -> Self:
         """The Job controller makes the pod, and the kubelet runs it, or whatever ``status`` says."""
         batch = self.batches[name]
         pod: Manifest = {
             "metadata": {
-                "name": f"{name}-0",
+                "name": f"{name}-{index}",
                 "namespace": "ns",
                 "labels": batch["spec"]["template"]["metadata"]["labels"],
                 "ownerReferences": [{"uid": batch["metadata"]["uid"], "controller": True}],
@@ -204,20 +221,27 @@ class World:
             "spec": {"nodeName": "node-1"},
             "status": {"phase": "Running"} | status,
         }
-        self.pods[f"{name}-0"] = self._stamped(pod, uid=True)
+        self.pods[f"{name}-{index}"] = self._stamped(pod, uid=True)
         return self
 
     def finish(self, name: str, outcome: Outcome | str | None = None, *, exit_code: int = 0, reason: str = "", **status: Any) -> Self:
         """The container ends with last words; the Job controller sees it."""
-        if f"{name}-0" not in self.pods:
-            self.start(name)
-        pod = self.pods[f"{name}-0"]
+        self.end_pod(name, outcome, exit_code=exit_code, reason=reason, **status)
+        self.batches[name]["status"] = {"conditions": [{"type": "Failed" if exit_code else "Complete", "status": "True"}]}
+        self._stamped(self.batches[name])
+        return self
+
+    def end_pod(
+        self, name: str, outcome: Outcome | str | None = None, *, index: int = 0, exit_code: int = 0, reason: str = "", **status: Any
+    ) -> Self:
+        """A container ends with last words."""
+        if f"{name}-{index}" not in self.pods:
+            self.start(name, index=index)
+        pod = self.pods[f"{name}-{index}"]
         message = outcome.bounded() if isinstance(outcome, Outcome) else (outcome or "")
         ended = {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": self.stamp}
         pod["status"] |= {"phase": "Failed" if exit_code else "Succeeded", "containerStatuses": [{"state": {"terminated": ended}}]} | status
         self._stamped(pod)
-        self.batches[name]["status"] = {"conditions": [{"type": "Failed" if exit_code else "Complete", "status": "True"}]}
-        self._stamped(self.batches[name])
         return self
 
     def lose_pod(self, name: str) -> Self:
@@ -252,6 +276,62 @@ class World:
         """Training Jobs that have, or may still start, a pod."""
         bodies = [Batch.of(body) for body in self.batches.values()]
         return sum(1 for batch in bodies if batch.role == names.Role.TRAIN and not batch.finished)
+
+
+class World(Around[JobStatus]):
+    """One job, its children, and the InstructionDataset that it names, if any."""
+
+    def __init__(self, job: JobBuilder | None = None, **fields: Any) -> None:
+        super().__init__((job or a_job()).manifest, **fields)
+        self.dataset: Manifest | None = None
+
+    @property
+    def status(self) -> JobStatus:
+        return read_status(self.job.get("status") or {})
+
+    def decide(self, family: dict[str, Any]) -> Plan[JobStatus]:
+        model = Served.of(self.model) if self.model else None
+        named = Prepared.of(self.dataset) if self.dataset else None
+        return reconcile(Observed(Job.of(self.job), **family, model=model, named=named), self.settings)
+
+    def progress(self, attempt: int, step: int, resumed: int = 0) -> Self:
+        """The front end writes the pod's progress."""
+        told = {"step": step, "maxSteps": 100, "attempt": attempt, "resumedFromStep": resumed, "lastUpdated": self.stamp}
+        self.job.setdefault("status", {})["progress"] = told
+        return self
+
+
+class DatasetWorld(Around[InstructionDatasetStatus]):
+    """One InstructionDataset and its children. ``users``, ``trainees``, ``twins``: as ``ObservedDataset`` has them."""
+
+    def __init__(self, name: str = "d", *, spec: Manifest | None = None, **fields: Any) -> None:
+        super().__init__(a_dataset(name, **(spec or {})), **fields)
+        self.users = self.trainees = self.twins = 0
+
+    @property
+    def status(self) -> InstructionDatasetStatus:
+        return read_dataset_status(self.job.get("status") or {})
+
+    def decide(self, family: dict[str, Any]) -> Plan[InstructionDatasetStatus]:
+        meta = self.job["metadata"]
+        counts: dict[str, Any] = {"users": self.users, "trainees": self.trainees, "twins": self.twins}
+        discard = self.batches.get(names.discard_name(meta["name"], meta["uid"]))
+        seen = ObservedDataset(Prepared.of(self.job), **family, **counts, discard=Batch.of(discard) if discard else None)
+        plan = reconcile_dataset(seen, self.settings)
+        if plan.hold is not None:
+            meta["finalizers"] = [names.FINALIZER] if plan.hold else []
+        return plan
+
+    def delete(self) -> Self:
+        """Its owner deletes it; with a finalizer it stays, marked."""
+        self.job["metadata"]["deletionTimestamp"] = self.stamp
+        self._stamped(self.job)
+        return self
+
+    @property
+    def held(self) -> bool:
+        """Whether our finalizer keeps it."""
+        return names.FINALIZER in self.job["metadata"].get("finalizers", [])
 
 
 def a_prepared_world(job: JobBuilder | None = None, **fields: Any) -> World:

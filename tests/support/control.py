@@ -22,7 +22,7 @@ from aiohttp import web
 
 from tests.cluster import facts
 from tests.support.stack import ROOT, Kubectl, cluster
-from tunewright_crds import names
+from tunewright_crds.definitions import definitions
 from tunewright_operator.cluster import KINDS
 
 Manifest = dict[str, Any]
@@ -126,6 +126,7 @@ class Api:
         """Removes what a test made; without controllers nobody else does."""
         for kind in (
             "InstructionTuningJob",
+            "InstructionDataset",
             "TunedModel",
             "Job",
             "Pod",
@@ -147,11 +148,16 @@ def control_plane() -> Api:
     """Brings the cluster up, with the definitions of today."""
     cluster("up", "--name", NAME, "--control-plane-only")
     kubeconfig = facts(NAME).kubeconfig
-    kubectl = Kubectl(kubeconfig)
-    for name in (names.JOBS, names.MODELS):
-        kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / f"{name}.yaml"))
-    kubectl("wait", "--for=condition=Established", f"crd/{names.JOBS}.{names.GROUP}", f"crd/{names.MODELS}.{names.GROUP}", "--timeout=60s")
+    define(Kubectl(kubeconfig))
     return api_of(kubeconfig)
+
+
+def define(kubectl: Kubectl) -> None:
+    """Applies the definitions of today."""
+    for file in definitions():
+        kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / file))
+    defined = [f"crd/{definition['metadata']['name']}" for definition in definitions().values()]
+    kubectl("wait", "--for=condition=Established", *defined, "--timeout=60s")
 
 
 def api_of(kubeconfig: Path) -> Api:

@@ -31,13 +31,15 @@ class Ended:
     disruption: str = ""
 
 
-Script = Callable[[Role, int, str], Ended | None]  # role, attempt, name of the tuning job; None: runs on
+Script = Callable[[Role, int, str], Ended | None]  # role, attempt, name of the job or InstructionDataset; None: runs on
 
 
 def trains_well(role: Role, attempt: int, _: str) -> Ended | None:
     """Everything works at the first try."""
     if role is Role.PREPARE:
         return Ended(PREPARED)
+    if role is Role.SHARD:
+        return Ended()
     return Ended(Outcome(attempt=attempt, resumed_from_step=0, reached_step=100, artifact=ARTIFACT))
 
 
@@ -70,11 +72,18 @@ class Kubelet:
 
     def made(self, role: Role) -> list[str]:
         """Names of the Jobs of a role, one for each that was ever made."""
-        return sorted(name for name in self.jobs.values() if (name.endswith("-prepare")) == (role is Role.PREPARE))
+        preparing = ("-prepare", "-prepare-dataset")
+        return sorted(name for name in self.jobs.values() if name.endswith(preparing) == (role is Role.PREPARE))
+
+    def shards(self, name: str) -> int:
+        """Pods that a Job of this name has side by side."""
+        count: int = self._bodies[name]["spec"]["parallelism"]
+        return count
 
     async def collect_garbage(self) -> None:
-        """Deletes what belongs to jobs that are gone."""
-        there = {job["metadata"]["uid"] for job in await self._api.list("InstructionTuningJob", self._namespace)}
+        """Deletes what belongs to owners that are gone."""
+        owners = [owner for kind in ("InstructionTuningJob", "InstructionDataset") for owner in await self._api.list(kind, self._namespace)]
+        there = {owner["metadata"]["uid"] for owner in owners}
         for kind in ("Job", "ConfigMap"):
             for body in await self._api.list(kind, self._namespace):
                 owners = body["metadata"].get("ownerReferences") or []
@@ -124,7 +133,7 @@ class Kubelet:
         role, attempt = Role(labels[names.LABEL_ROLE]), int(labels.get(names.LABEL_ATTEMPT, "0"))
         if role not in self._roles:
             return
-        ended = self.script(role, attempt, labels[names.LABEL_JOB])
+        ended = self.script(role, attempt, labels.get(names.LABEL_JOB) or labels[names.LABEL_DATASET])
         await self._api.create(_pod(body), again=True)
         if ended is None or role is Role.TRAIN:
             await self._tell(body, {"phase": "Running", "containerStatuses": [_container({"running": {"startedAt": _now()}})]})
@@ -143,7 +152,9 @@ class Kubelet:
     async def _end_job(self, body: Manifest, *, failed: bool) -> None:
         kinds = ("FailureTarget", "Failed") if failed else ("SuccessCriteriaMet", "Complete")
         conditions = [{"type": kind, "status": "True", "reason": "x", "message": "", "lastTransitionTime": _now()} for kind in kinds]
-        counts = {"failed": 1} if failed else {"succeeded": 1, "completionTime": _now()}
+        pods = body["spec"]["completions"]
+        indexes = {"completedIndexes": f"0-{pods - 1}"} if body["spec"].get("completionMode") == "Indexed" else {}
+        counts = {"failed": 1} if failed else {"succeeded": pods, "completionTime": _now(), **indexes}
         status = {"startTime": _now(), "conditions": conditions, "uncountedTerminatedPods": {}, **counts}
         await self._api.patch("Job", self._namespace, body["metadata"]["name"], {"status": status}, "status")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.stack import Stack, wait_for
+from tests.support.stack import BUCKET, Stack, wait_for
 from tunewright_crds import names
 
 JOB_SECONDS = 300
@@ -54,10 +54,20 @@ class Tenant:
         return f"s3://{UPLOADS}/{self.namespace}/{key}/"
 
     def apply(self, job: dict[str, Any]) -> str:
-        """Applies a job in this namespace."""
+        """Applies a job, or another resource of ours, in this namespace."""
         job = copy.deepcopy(job)
         job["metadata"]["namespace"] = self.namespace
         return self.stack.kubectl.apply(job)
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        """The InstructionDataset as it is; empty where there is none."""
+        found: dict[str, Any] | None = self.stack.kubectl.find("ids", name, "-n", self.namespace)
+        return found or {}
+
+    def keys(self, prefix: str) -> set[str]:
+        """The keys in the platform's bucket under a prefix, without it."""
+        listed = self.stack.s3().list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+        return {item["Key"].removeprefix(prefix) for item in listed.get("Contents", [])}
 
     def patch(self, name: str, spec: dict[str, Any]) -> None:
         """Changes a job's spec."""
@@ -111,6 +121,21 @@ class Tenant:
             except AssertionError as error:
                 lines.append(str(error)[-1000:])
         return "\n".join(lines)
+
+
+def a_dataset(name: str, *, model: str, data: str, **spec: Any) -> dict[str, Any]:
+    """A small InstructionDataset; ``spec`` adds to it or replaces parts of it."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "InstructionDataset",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"uri": model},
+            "dataset": {"sources": [{"uri": data}], "maxLength": 128},
+            "resources": {"cpu": "500m", "memory": "3Gi", "scratch": "2Gi"},
+        }
+        | spec,
+    }
 
 
 def a_job(name: str, *, model: str, data: str, **spec: Any) -> dict[str, Any]:

@@ -75,6 +75,26 @@ def _prepare_here(manifest: Path, output: Path) -> Outcome:
 
 
 @app.command()
+def discard(
+    dataset: Annotated[str, typer.Option(help="Digest of the prepared data.")],
+    config: Config = Path(names.CONFIG_FILE),
+) -> None:
+    """Remove prepared data from the platform's storage. Nobody may be training on it."""
+    with ending("discard"):
+        do_without("torch")
+        from tunewright_crds.storage import dataset_key
+        from tunewright_trainer.config import load_pod_config
+        from tunewright_trainer.storage import discard_folder, open_store
+
+        if not dataset.isalnum():  # an empty one would mean all data of the namespace
+            raise Refusal(FailureCode.CONFIG_INVALID, f"{dataset!r} is not the digest of prepared data", param="--dataset")
+        job = load_pod_config(config)
+        store, key = open_store(job.storage), dataset_key(job.job.namespace, dataset)
+        discard_folder(store, key)
+        log.info("removed %s", store.uri(key))
+
+
+@app.command()
 def train(
     attempt: Annotated[int, typer.Option(min=1, help="Number of the attempt.")],
     dataset: Annotated[str, typer.Option(help="Digest of the prepared data.")],

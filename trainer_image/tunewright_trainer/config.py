@@ -45,6 +45,9 @@ def load_manifest(path: str | Path) -> PodConfig:
     if unknown:
         raise Refusal(FailureCode.CONFIG_INVALID, f"unknown field {unknown[0]}", param=str(unknown[0]))
     spec = _spec(document.get("spec"))
+    if spec.dataset.ref:
+        text = f"{spec.dataset.ref} is an InstructionDataset of a cluster; on this machine, name the sources themselves"
+        raise Refusal(FailureCode.CONFIG_INVALID, text, param="spec.dataset.ref")
     uid = hashlib.sha256(f"{name}\n{spec.model_dump_json(by_alias=True)}".encode()).hexdigest()[:32]
     # The addresses have been checked: paths of this machine are allowed here, and validating them again would refuse them.
     return PodConfig.model_construct(

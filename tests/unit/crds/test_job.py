@@ -41,6 +41,10 @@ REFUSED = {
         "dataset.sources.0.uri",
     ),
     "a data set of the hub without an owner": ("dataset.sources.0.uri", "hf://datasets/name@main", "dataset.sources.0.uri"),
+    "neither sources nor ref": ("dataset.sources", [], "dataset.sources"),
+    "sources beside ref": ("dataset.ref", "support-v1", "dataset"),
+    "a ref that is no name": ("dataset", {"ref": "Support V1"}, "dataset.ref"),
+    "options beside ref": ("dataset", {"ref": "support-v1", "cleaning": {"nearDuplicates": {"threshold": 0.9}}}, "dataset"),
     "no train source": ("dataset.sources.0.split", "test", "dataset"),
     "everything held out": ("dataset.validationFraction", 1.0, "dataset.validationFraction"),
     "fractions that leave nothing": ("dataset.testFraction", 0.96, "dataset"),
@@ -96,6 +100,13 @@ def test_early_stopping_without_validation_rows_is_refused() -> None:
     spec = spec_with("dataset.validationFraction", 0.0) | {"hyperparameters": {"earlyStopping": {"enabled": True}}}
     with pytest.raises(ValidationError, match="earlyStopping needs validation rows"):
         read_spec(spec)
+
+
+def test_a_job_may_name_an_instruction_dataset_instead_of_sources() -> None:
+    """Whether early stopping has rows to look at, only that one knows."""
+    spec = read_spec(spec_with("dataset", {"ref": "support-v1"}) | {"hyperparameters": {"earlyStopping": {"enabled": True}}})
+    assert (spec.dataset.ref, spec.dataset.sources) == ("support-v1", [])
+    assert read_spec(spec.model_dump(mode="json", by_alias=True)) == spec, "defaults that an API server fills in are not `set`"
 
 
 def test_the_smallest_job_gets_defaults_that_are_right_for_most() -> None:

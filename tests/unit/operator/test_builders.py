@@ -15,7 +15,7 @@ from tunewright_operator import builders
 from tunewright_operator.observed import Identity, owner_uid
 from tunewright_operator.settings import Settings
 
-JOB = Identity("ns", "a", "12345678-aaaa", 1, 1, START, False)
+JOB = Identity("ns", "a", "12345678-aaaa", 1, 1, START, False, "InstructionTuningJob")
 
 
 def spec(**fields: Any) -> JobSpec:
@@ -37,7 +37,8 @@ def engine(**fields: Any) -> Any:
 
 
 def test_every_pod_meets_the_restricted_standard_and_has_no_token_of_the_api_server() -> None:
-    for pod in (*pods(spec(), settings()), engine()):
+    discard = builders.discard_job(builders.pod_config(JOB, spec(), settings()), JOB, settings(), digest="d1")
+    for pod in (*pods(spec(), settings()), engine(), discard["spec"]["template"]["spec"]):
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == builders.USER
@@ -53,6 +54,7 @@ def test_every_pod_meets_the_restricted_standard_and_has_no_token_of_the_api_ser
             "configMap",
             "emptyDir",
             "projected",
+            "downwardAPI",
         }
 
 
@@ -192,7 +194,7 @@ def test_a_published_model_names_the_base_that_was_read(read: str) -> None:
 
 
 def test_the_longest_name_gives_children_that_kubernetes_takes() -> None:
-    long = Identity("ns", "x" * 253, "12345678-aaaa", 1, 1, START, False)
+    long = Identity("ns", "x" * 253, "12345678-aaaa", 1, 1, START, False, "InstructionTuningJob")
     config = builders.pod_config(long, spec(output={"modelName": "m"}), settings())
     for manifest in (
         builders.config_map(config, long),
@@ -200,7 +202,7 @@ def test_the_longest_name_gives_children_that_kubernetes_takes() -> None:
     ):
         assert len(manifest["metadata"]["name"]) <= 63
         assert all(len(value) <= 63 for value in manifest["metadata"]["labels"].values())
-    told = builders.event(long, kind="InstructionTuningJob", reason="R", message="m" * 5000, warning=False, stamp="t", unique="u")
+    told = builders.event(long, reason="R", message="m" * 5000, warning=False, stamp="t", unique="u")
     assert len(told["metadata"]["name"]) <= 253
     assert len(told["message"]) <= 1024
 

@@ -1,6 +1,7 @@
 """What the operator decides, told as stories: a world, what happened in it, and what a user then sees."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_ended_attempts_that_are_tried_again(story: PodStory, told: tuple[str, s
     assert world.most_active == 1
 
 
-def waiting(reason: str, message: str = "it cannot") -> dict[str, object]:
+def waiting(reason: str, message: str = "it cannot") -> dict[str, Any]:
     """The status of a pod whose container waits."""
     return {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
 
@@ -307,10 +308,10 @@ def test_a_job_past_its_deadline_fails_with_its_checkpoint_kept() -> None:
 def test_a_finished_job_goes_when_its_time_is_over() -> None:
     world = a_prepared_world(a_job().with_spec(ttlSecondsAfterFinished=100)).finish(JOB, TRAINED)
     world.settle()
-    assert not world.plans[-1].delete_job
+    assert not world.plans[-1].delete_owner
     assert world.plans[-1].wake_at is not None
     world.pass_time(101).reconcile()
-    assert world.plans[-1].delete_job
+    assert world.plans[-1].delete_owner
 
 
 def test_an_attempt_without_progress_is_tried_again_when_asked_to() -> None:

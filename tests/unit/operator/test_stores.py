@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from tests.support.builders import START, a_job
+from tests.support.builders import START, a_dataset, a_job
 from tunewright_crds import names
-from tunewright_operator.observed import Batch, Identity, Job, Pod
+from tunewright_operator.observed import Batch, Identity, Job, Pod, Prepared
 from tunewright_operator.stores import Stores
+from tunewright_operator.usage import Use
 
 KEY = ("ns", "a")
 
@@ -73,6 +74,58 @@ def test_a_job_made_anew_under_the_same_name_has_none_of_the_old_ones_children()
     assert seen(stores) == ([], [])
     stores.drop_job(Identity.of({"metadata": meta("a", "old", 4)}))
     assert KEY in stores.jobs.by_key, "a late deletion of the old one does not take the new one away"
+
+
+def test_the_unfinished_jobs_of_an_instruction_dataset_are_known_at_once() -> None:
+    stores = Stores()
+    stores.put_dataset(Prepared.of(a_dataset("d") | {"metadata": meta("d", "u", 1)}))
+
+    def put(version: int, *, ref: str = "d", uid: str = "j", **status: Any) -> tuple[int, int]:
+        """Users of ``d``, and those of them that wait, when a job is so."""
+        body = a_job().with_spec(dataset={"ref": ref}).manifest | {"metadata": meta("a", uid, version), "status": status}
+        stores.put_job(Job.of(body))
+        seen = stores.observe_dataset(("ns", "d"), now=START)
+        assert seen is not None
+        return seen.users, len(stores.usage.users(Use.WAITS, ("ns", "d")))
+
+    assert put(2) == (1, 1)
+    assert put(3, dataset={"digest": "x"}) == (1, 0)
+    assert stores.usage.users(Use.TRAINS, ("ns", "x")) == [KEY]
+    assert put(1) == (1, 0), "an older view changes nothing"
+    assert put(4, phase="Failed") == (0, 0)
+    assert put(5, ref="other") == (0, 0)
+    assert put(6, uid="anew") == (1, 1)
+    assert put(7, uid="again") == (1, 1), "the deletion of the one before was missed"
+    stores.drop_job(Identity.of({"metadata": meta("a", "again", 8)}))
+    assert not any((stores.usage._uses, stores.usage._users)), "nothing is kept of what is gone"
+
+
+def test_what_keeps_the_data_of_a_deleted_instruction_dataset_is_counted() -> None:
+    stores = Stores()
+    status = {"phase": "Ready", "dataset": {"digest": "x"}}
+    going = {"deletionTimestamp": "2026-03-01T12:00:00Z"}
+
+    def put(name: str, version: int, digest: str = "x", **more: Any) -> None:
+        body = a_dataset(name) | {
+            "metadata": meta(name, f"uid-{name}", version, **more),
+            "status": status | {"dataset": {"digest": digest}},
+        }
+        stores.put_dataset(Prepared.of(body))
+
+    def counted() -> tuple[int, int, bool]:
+        seen = stores.observe_dataset(("ns", "d"), now=START)
+        assert seen is not None
+        return seen.trainees, seen.twins, seen.discard is not None
+
+    put("d", 1, **going, finalizers=[names.FINALIZER])
+    put("other", 2, digest="y")
+    assert counted() == (0, 0, False)
+    stores.put_job(Job.of(a_job().manifest | {"metadata": meta("a", "j", 3), "status": {"phase": "Training", "dataset": {"digest": "x"}}}))
+    put("twin", 4)
+    assert counted() == (1, 1, False), "a job with sources of its own counts as well"
+    put("twin", 5, **going, finalizers=[names.FINALIZER])
+    stores.put_batch(Batch.of({"metadata": meta("d-discard-uid-d", "b", 6, labels={names.LABEL_ROLE: "discard"})}))
+    assert counted() == (1, 0, True), "of two that are going, neither waits for the other"
 
 
 def test_an_orphaned_pod_still_counts_for_its_job() -> None:

@@ -1,8 +1,11 @@
 """Storage, over a real S3 server and over a folder."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,17 @@ from tests.support.s3 import S3Server
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import read_spec
 from tunewright_crds.pod import JobIdentity, PodConfig, StorageSettings
-from tunewright_trainer.storage import Damaged, LocalStore, S3Store, Store, fetch_folder, open_source, publish_folder, read_manifest
+from tunewright_trainer.storage import (
+    Damaged,
+    LocalStore,
+    S3Store,
+    Store,
+    discard_folder,
+    fetch_folder,
+    open_source,
+    publish_folder,
+    read_manifest,
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +138,47 @@ def test_a_missing_bucket_and_a_missing_object_are_told_apart(s3: S3Server, tmp_
             assert caught.value.code is FailureCode.STORAGE_NOT_FOUND
     with pytest.raises(Refusal, match="no-such-bucket"):
         s3_store(s3, bucket="no-such-bucket").exists("none")
+
+
+def test_a_discarded_folder_loses_its_manifest_first(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for digest in ("d1", "d10"):
+        publish_folder(store, folder, f"ns/datasets/{digest}", manifest={})
+    store.put_bytes("ns/datasets/d1/report.html", b"beside the manifest")
+    removed: list[str] = []
+    delete = store.delete
+
+    def noting(keys: Iterable[str]) -> None:
+        found = list(keys)
+        removed.extend(found)
+        delete(found)
+
+    monkeypatch.setattr(store, "delete", noting)
+    discard_folder(store, "ns/datasets/d1")
+    assert removed[0] == "ns/datasets/d1/manifest.json"
+    assert "ns/datasets/d1/report.html" in removed
+    assert {info.key.split("/")[2] for info in store.list("ns/")} == {"d10"}
+    discard_folder(store, "ns/datasets/d1")  # is done already
+
+
+@pytest.mark.parametrize(("digest", "left", "code"), [("d1", {"d2"}, 0), ("", {"d1", "d2"}, 64), ("../datasets", {"d1", "d2"}, 64)])
+def test_discard_removes_one_data_set_and_refuses_what_is_no_digest(
+    s3: S3Server, folder: Path, tmp_path: Path, digest: str, left: set[str], code: int
+) -> None:
+    namespace = f"team-{tmp_path.name.strip('_')}"
+    for name in ("d1", "d2"):
+        publish_folder(s3_store(s3), folder, f"{namespace}/datasets/{name}", manifest={})
+    told = PodConfig(
+        job=JobIdentity(namespace=namespace, name="d", uid="u"),
+        spec=read_spec({"model": {"uri": "s3://models/one"}, "dataset": {"ref": "d"}}),
+        storage=StorageSettings(bucket="bucket", endpoint=s3.endpoint),
+        version="1",
+    )
+    config = tmp_path / "job.json"
+    config.write_text(told.model_dump_json(by_alias=True))
+    command = [sys.executable, "-m", "tunewright_trainer", "discard", "--config", str(config), "--dataset", digest]
+    done = subprocess.run(command, env=os.environ | s3.keys, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert {info.key.split("/")[2] for info in s3_store(s3).list(f"{namespace}/")} == left
 
 
 def test_an_outage_is_waited_out(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ Every call waits out an outage (`patience`) and ends with one `Refusal` that nam
 """
 
 from tunewright_trainer.storage.arriving import arriving
-from tunewright_trainer.storage.folders import Damaged, fetch_files, fetch_folder, publish_folder, read_manifest
+from tunewright_trainer.storage.folders import Damaged, discard_folder, fetch_files, fetch_folder, publish_folder, read_manifest
 from tunewright_trainer.storage.local import LocalStore
 from tunewright_trainer.storage.places import Place, open_hub, open_model, open_source, open_store, open_volume
 from tunewright_trainer.storage.s3 import S3Store
@@ -24,6 +24,7 @@ __all__ = [
     "S3Store",
     "Store",
     "arriving",
+    "discard_folder",
     "fetch_files",
     "fetch_folder",
     "open_hub",

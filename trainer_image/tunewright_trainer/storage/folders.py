@@ -79,6 +79,12 @@ def read_manifest(store: Store, key: str) -> dict[str, Any] | None:
     return None if data is None else _parsed(store, key, data)
 
 
+def discard_folder(store: Store, key: str) -> None:
+    """Remove a published folder: its manifest first, so that nobody takes for whole what is going, then everything below it."""
+    store.delete([join(key, MANIFEST)])
+    store.delete(info.key for info in store.list(f"{key}/"))
+
+
 def fetch_files(store: Store, keys: Iterable[str], local_folder: Path) -> None:
     """Download objects into a folder under their own last names, several at a time."""
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:

@@ -244,7 +244,8 @@ MANIFESTS: dict[str, tuple[str, str, str]] = {
     "no spec": (GOOD[: GOOD.index("spec:")], "spec.model", "Field required"),
     "an unknown field": (GOOD + "  method: {lora: {rnk: 8}}\n", "spec.method.lora.rnk", "unknown field"),
     "a learning rate above 1": (GOOD + "  hyperparameters: {learningRate: 5}\n", "spec.hyperparameters.learningRate", "at most 1"),
-    "no source": (GOOD.replace("[{uri: /data/rows.jsonl}]", "[]"), "spec.dataset.sources", "at least 1 item"),
+    "no source": (GOOD.replace("[{uri: /data/rows.jsonl}]", "[]"), "spec.dataset.sources", "give at least one of sources, or ref"),
+    "an InstructionDataset": (GOOD.replace("sources: [{uri: /data/rows.jsonl}]", "ref: support-v1"), "spec.dataset.ref", "of a cluster"),
     "a source without address": (GOOD.replace("{uri: /data/rows.jsonl}", "{}"), "spec.dataset.sources[0].uri", "Field required"),
     "a micro-batch that does not divide": (
         GOOD + "  hyperparameters: {batchSize: 8, microBatchSize: 3}\n",

@@ -1,0 +1,131 @@
+"""A pass over a job, and a pass over an InstructionDataset: their typed specs and statuses, and what their pods are told."""
+
+from dataclasses import dataclass
+
+from tunewright_crds.dataset import Dataset
+from tunewright_crds.instruction_dataset import InstructionDatasetSpec, InstructionDatasetStatus
+from tunewright_crds.job import AttemptStatus, Hyperparameters, JobSpec, JobStatus, PreparationRetries, Resources, Retries
+from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
+from tunewright_crds.pod import PodConfig, Published
+from tunewright_operator import builders
+from tunewright_operator.observed import Observed, ObservedDataset, read_dataset_status, read_status
+from tunewright_operator.plan import Pass, Plan
+from tunewright_operator.settings import Settings
+
+
+@dataclass
+class Work(Pass[JobStatus]):
+    """One pass over one job."""
+
+    seen: Observed
+    spec: JobSpec | None = None
+    artifact: Published | None = None  # what the last attempt published, heard in this pass
+    reached: int = 0  # its last step
+
+    data_condition = Condition.DATA_READY
+
+    @classmethod
+    def on(cls, seen: Observed, settings: Settings) -> "Work":
+        """The start of a pass: the status as it stands, nothing decided."""
+        return cls(seen, settings, Plan(read_status(seen.job.raw_status)))
+
+    @property
+    def wanted(self) -> JobSpec:
+        """The typed spec, once it is read."""
+        if self.spec is None:
+            raise RuntimeError("the spec is used before it is read")
+        return self.spec
+
+    @property
+    def retries(self) -> PreparationRetries:
+        return self.wanted.retries
+
+    @property
+    def config(self) -> PodConfig:
+        """What the job's pods are told: instead of the name of an InstructionDataset, how that one was prepared, unless it is gone."""
+        data = self._data_of_the_named
+        spec = self.wanted.model_copy(update={"dataset": data}) if data else self.wanted
+        return builders.pod_config(self.seen.job.id, spec, self.settings)
+
+    @property
+    def _data_of_the_named(self) -> Dataset | None:
+        named, taken = self.seen.named, self.status.dataset
+        if named is None or taken is None:
+            return None
+        theirs = read_dataset_status(named.raw_status).dataset
+        same = theirs is not None and theirs.digest == taken.digest
+        return InstructionDatasetSpec.model_validate(named.spec).dataset if same else None
+
+    @property
+    def attempt(self) -> AttemptStatus | None:
+        """The last attempt, ended or not."""
+        return self.status.attempts[-1] if self.status.attempts else None
+
+    def begin(self) -> None:
+        self.status.phase = Phase.PREPARING
+
+    def give_up(self) -> None:
+        self.end(Phase.FAILED)
+
+    def end(self, phase: Phase) -> None:
+        """Makes a phase terminal."""
+        self.status.phase = phase
+        self.status.completion_time = self.now
+        self.status.requeue = None
+        if self.reason_of(Condition.TRAINING):
+            self.mark(Condition.TRAINING, "False", Reason.STOPPED if phase is not Phase.SUCCEEDED else Reason.SUCCEEDED)
+        self.stop_all()
+
+
+@dataclass
+class DatasetWork(Pass[InstructionDatasetStatus]):
+    """One pass over one InstructionDataset."""
+
+    seen: ObservedDataset
+    spec: InstructionDatasetSpec | None = None
+
+    data_condition = Condition.READY
+
+    @classmethod
+    def on(cls, seen: ObservedDataset, settings: Settings) -> "DatasetWork":
+        """The start of a pass: the status as it stands, nothing decided."""
+        return cls(seen, settings, Plan(read_dataset_status(seen.owner.raw_status)))
+
+    @property
+    def wanted(self) -> InstructionDatasetSpec:
+        """The typed spec, once it is read."""
+        if self.spec is None:
+            raise RuntimeError("the spec is used before it is read")
+        return self.spec
+
+    @property
+    def retries(self) -> PreparationRetries:
+        return self.wanted.retries
+
+    @property
+    def config(self) -> PodConfig:
+        """What the preparing pods are told: a job of nothing but data."""
+        wanted = self.wanted
+        spec = JobSpec(
+            model=wanted.model,
+            dataset=wanted.dataset,
+            hyperparameters=Hyperparameters(seed=wanted.seed),
+            resources=Resources.model_validate(wanted.resources.model_dump()),
+            retries=Retries(infrastructure=wanted.retries.infrastructure),
+        )
+        return builders.pod_config(self.seen.owner.id, spec, self.settings).model_copy(update={"progress_url": ""})
+
+    def begin(self) -> None:
+        self.status.phase = DatasetPhase.PREPARING
+
+    def give_up(self) -> None:
+        self.status.phase = DatasetPhase.FAILED
+        self.settle()
+        if self.status.error:
+            self.mark(Condition.READY, "False", self.status.error.code, self.status.error.message)
+
+    def settle(self) -> None:
+        """Nothing is prepared any more."""
+        self.status.completion_time = self.now
+        self.status.requeue = None
+        self.stop_all()
