@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from tunewright_crds.dataset import Dataset
 from tunewright_crds.instruction_dataset import InstructionDatasetSpec, InstructionDatasetStatus
 from tunewright_crds.job import AttemptStatus, Hyperparameters, JobSpec, JobStatus, PreparationRetries, Resources, Retries
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
@@ -43,18 +42,22 @@ class Work(Pass[JobStatus]):
     @property
     def config(self) -> PodConfig:
         """What the job's pods are told: instead of the name of an InstructionDataset, how that one was prepared, unless it is gone."""
-        data = self._data_of_the_named
-        spec = self.wanted.model_copy(update={"dataset": data}) if data else self.wanted
-        return builders.pod_config(self.seen.job.id, spec, self.settings)
+        wanted, named = self.wanted, self._named
+        if named:
+            template = wanted.model.chat_template or named.model.chat_template
+            model = wanted.model.model_copy(update={"chat_template": template})
+            wanted = wanted.model_copy(update={"model": model, "dataset": named.dataset})
+        return builders.pod_config(self.seen.job.id, wanted, self.settings)
 
     @property
-    def _data_of_the_named(self) -> Dataset | None:
+    def _named(self) -> InstructionDatasetSpec | None:
+        """The InstructionDataset whose data the job has taken."""
         named, taken = self.seen.named, self.status.dataset
         if named is None or taken is None:
             return None
         theirs = read_dataset_status(named.raw_status).dataset
         same = theirs is not None and theirs.digest == taken.digest
-        return InstructionDatasetSpec.model_validate(named.spec).dataset if same else None
+        return InstructionDatasetSpec.model_validate(named.spec) if same else None
 
     @property
     def attempt(self) -> AttemptStatus | None:

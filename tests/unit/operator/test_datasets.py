@@ -155,6 +155,16 @@ def naming(**spec: Any) -> World:
     return World(a_job().with_spec(dataset={"ref": "d"}, **spec))
 
 
+@pytest.mark.parametrize(("own", "told"), [("", "theirs"), ("own", "own")])
+def test_pods_are_told_the_chat_template_that_the_data_was_prepared_with(own: str, told: str) -> None:
+    """The trainer refuses one of the job's own that is another."""
+    world = naming(model={"uri": "s3://models/base/", "chatTemplate": own})
+    body = dataset()
+    body["spec"]["model"]["chatTemplate"] = "theirs"
+    world.dataset = body
+    assert config_of(world.reconcile().create).spec.model.chat_template == told
+
+
 def test_what_is_ready_is_taken_and_trained_on_in_the_same_pass() -> None:
     world = naming()
     world.dataset = dataset()
