@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _compare(work: Path, options: argparse.Namespace) -> None:
-    data, model = _made(work, options.rows)
+    data, model = _made(work, options.rows, options.words)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
     for run in range(options.runs):
         for name in options.only:
@@ -73,22 +73,23 @@ def _compare_memory(work: Path, options: argparse.Namespace) -> None:
     for rows in (options.rows // 10, options.rows):
         place = work / str(rows)
         place.mkdir()
-        data, model = _made(place, rows)
+        data, model = _made(place, rows, options.words)
         highest.append(_measured("ours", place / "run", data, model, processes=options.processes)["memory"])
         print(f"{rows:,} rows: {highest[-1] / 2**20:,.0f} MiB", flush=True)
     print(f"{highest[1] / highest[0]:.2f} times the memory for ten times the rows")
 
 
-def _made(work: Path, rows: int) -> tuple[Path, Path]:
+def _made(work: Path, rows: int, length: int) -> tuple[Path, Path]:
     """Rows and a model."""
     data = work / "data.jsonl"
-    _write_rows(data, rows)
+    _write_rows(data, rows, length)
     return data, _make_model(work / "model", data)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--words", type=int, default=90, help="of a row, on average")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", choices=list(VARIANTS), nargs="+", default=["ours", "trl"])
@@ -96,8 +97,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _write_rows(path: Path, count: int) -> None:
-    """Rows of 20 words of instruction, 30 of input and 40 of output on average, out of 5,000 words."""
+def _write_rows(path: Path, count: int, length: int) -> None:
+    """Rows of so many words on average, out of 5,000: two ninths instruction, three input, four output."""
     chance = random.Random(1)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(5000)]
 
@@ -106,7 +107,7 @@ def _write_rows(path: Path, count: int) -> None:
 
     with path.open("w") as file:
         for _ in range(count):
-            file.write(json.dumps({"instruction": text(20), "input": text(30), "output": text(40)}) + "\n")
+            file.write(json.dumps({"instruction": text(length * 2 // 9), "input": text(length * 3 // 9), "output": text(length * 4 // 9)}) + "\n")
 
 
 def _make_model(folder: Path, data: Path) -> Path:
