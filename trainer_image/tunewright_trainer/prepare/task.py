@@ -15,7 +15,7 @@ from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
 from tunewright_trainer.prepare.template import chat_template
 
-DATA_VERSION: Final = 3  # raised whenever the same input would be prepared differently
+DATA_VERSION: Final = 4  # raised whenever the same input would be prepared differently
 # Options of the data set that the data depends on; where the sources lie, with which keys and by how many pods they are read changes nothing.
 _OPTIONS: Final = (
     "validationFraction",

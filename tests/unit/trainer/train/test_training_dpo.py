@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,21 +151,24 @@ def test_each_document_is_summed_by_itself() -> None:
             assert float(found) == pytest.approx(float(log_probabilities(tuned, alone)[0]), abs=1e-4)
 
 
-def test_the_reference_is_the_base_without_dropout_and_leaves_the_model_as_it_was() -> None:
-    spec = job(method={"lora": {"dropout": 0.5}}).spec
-    tuned, batch = load(tiny_model("llama"), spec), data.micro_batch(rows_of(pairs(2)), CPU)
+def test_the_reference_is_the_base_without_dropout_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    plain = load(tiny_model("gpt2"), a_job(method={"tuner": "full"}).spec)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("gpt2"), folder)
+    settings = json.loads((folder / "config.json").read_text()) | {"resid_pdrop": 0.5}
+    (folder / "config.json").write_text(json.dumps(settings))
+    tuned, batch = load(folder, job(method={"lora": {"dropout": 0.5}}).spec), data.micro_batch(rows_of(pairs(2)), CPU)
     with torch.no_grad():
         for weight in tuned.trainable.values():
             weight.add_(0.1)
     tuned.network.train()
     names = list(tuned.trainable)
-    first, second = reference(tuned, batch), reference(tuned, batch)
-    assert torch.equal(first, second)
+    found = reference(tuned, batch)
     assert list(tuned.trainable) == names
     assert tuned.network.training
-    plain = load(tiny_model("llama"), a_job(method={"tuner": "full"}).spec)
     with isolated(batch.lengths), torch.no_grad():
-        torch.testing.assert_close(first, log_probabilities(plain, batch), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, log_probabilities(plain, batch), atol=1e-4, rtol=0)
+        assert not torch.allclose(found, log_probabilities(tuned, batch), atol=1e-1), "dropout and adapter are there again"
 
 
 def test_preferences_are_learned(tmp_path: Path) -> None:
