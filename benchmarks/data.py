@@ -107,7 +107,9 @@ def _write_rows(path: Path, count: int, length: int) -> None:
 
     with path.open("w") as file:
         for _ in range(count):
-            file.write(json.dumps({"instruction": text(length * 2 // 9), "input": text(length * 3 // 9), "output": text(length * 4 // 9)}) + "\n")
+            file.write(
+                json.dumps({"instruction": text(length * 2 // 9), "input": text(length * 3 // 9), "output": text(length * 4 // 9)}) + "\n"
+            )
 
 
 def _make_model(folder: Path, data: Path) -> Path:

@@ -40,6 +40,7 @@ class DataFormat(StrEnum):
     OIG = "oig"
     COIG = "coig"
     COIG_EXAM = "coig-exam"
+    PREFERENCE = "preference"
 
 
 class Targets(StrEnum):
@@ -99,7 +100,8 @@ class Source(
         description="Shape of a row; `auto` recognises it by its keys. alpaca {instruction,input,output}, dolly {instruction,context,response}, "
         "prompt-completion {prompt,completion}, chat {messages:[{role,content}],tools}, sharegpt {conversations:[{from,value}]}, text {text}, "
         "p3 {inputs,targets}, unifiedqa {input,output}, unifiedskg {seq_in,seq_out}, natural-instructions {Definition,Instances}, "
-        "self-instruct {instruction,instances}, oasst (trees, or messages of trees), ultrachat {data:[...]}, baize, oig (transcripts), coig, coig-exam.",
+        "self-instruct {instruction,instances}, oasst (trees, or messages of trees), ultrachat {data:[...]}, baize, oig (transcripts), coig, coig-exam. "
+        "With method.objective: dpo, rows are preference {prompt,chosen,rejected} or oasst, whose ranked answers are compared.",
     )
     columns: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)]] = Field(
         default_factory=dict,
@@ -116,7 +118,8 @@ class Source(
         default_factory=list, max_length=1000, description="Texts of the classes, for the template's `choices[...]`."
     )
     targets: Targets = Field(
-        Targets.ALL, description="Of several right answers in a row: learn all, each as an example of its own, or the first only."
+        Targets.ALL,
+        description="Of several right answers in a row, or pairs of answers to one prompt: learn all, each as an example of its own, or the first only.",
     )
     split: Split = Field(
         Split.TRAIN, description="What the rows are for. `train` rows are split further by validationFraction and testFraction."
@@ -202,11 +205,17 @@ class Cleaning(Part):
     drop_refusals: bool = Field(
         False,
         alias="dropRefusals",
-        description="Drop rows whose last answer declines: `I'm sorry, but ...`, `As an AI language model ...`.",
+        description="Drop rows whose last answer (of a pair: chosen one) declines: `I'm sorry, but ...`, `As an AI language model ...`.",
     )
-    min_output_characters: int = Field(1, alias="minOutputCharacters", ge=0, le=1_000_000, description="Drop rows with a shorter answer.")
+    min_output_characters: int = Field(
+        1, alias="minOutputCharacters", ge=0, le=1_000_000, description="Drop rows with a shorter answer (of a pair: chosen one)."
+    )
     max_characters: int = Field(
-        100_000, alias="maxCharacters", ge=1, le=10_000_000, description="Drop longer rows, in characters of the whole conversation."
+        100_000,
+        alias="maxCharacters",
+        ge=1,
+        le=10_000_000,
+        description="Drop longer rows, in characters of the whole conversation (of a pair: both answers).",
     )
     personal_data: PersonalData = Field(
         PersonalData.KEEP,
@@ -278,12 +287,15 @@ class Dataset(Part, json_schema_extra=_rules):
         0.0, alias="testFraction", ge=0, lt=1, description="Share of the train rows kept for testing and never trained on."
     )
     cleaning: Cleaning = Field(default_factory=Cleaning, description="What is dropped before training.")
-    max_length: int = Field(2048, alias="maxLength", ge=8, le=1_048_576, description="Longest example, in tokens.")
+    max_length: int = Field(
+        2048, alias="maxLength", ge=8, le=1_048_576, description="Longest example, in tokens; of a pair, each answer with its prompt."
+    )
     overlong: Overlong = Field(
         Overlong.TRUNCATE, description="What happens to longer examples: truncate (at the end), drop, or fail the job."
     )
     packing: bool = Field(
-        True, description="Fill sequences of maxLength with several examples, kept apart from one another; no token is padding."
+        True,
+        description="Fill sequences of maxLength with several examples, kept apart from one another; no token is padding. Pairs of answers are not packed.",
     )
     train_on: TrainOn = Field(
         TrainOn.RESPONSE, alias="trainOn", description="Which tokens are learned: every response, the last response only, or all tokens."

@@ -5,13 +5,14 @@ from enum import StrEnum
 
 from pydantic import Field, field_validator
 
-from tunewright_crds.dataset import Dataset
+from tunewright_crds.dataset import DataFormat, Dataset
 from tunewright_crds.fields import Part, Rules
 from tunewright_crds.job import Model, PodResources, PreparationRetries, PreparationStatus
 from tunewright_crds.names import DatasetPhase
 
 _FIXED = "is fixed: apply an InstructionDataset of another name, such as support-v2"
 _OWN = "an InstructionDataset names its own sources: leave ref out"
+_NO_PAIRS = "an InstructionDataset holds no preferences yet: name them in the sources of a job with method.objective: dpo"
 
 
 class DeletionPolicy(StrEnum):
@@ -23,6 +24,7 @@ class InstructionDatasetSpec(
     Part,
     json_schema_extra=Rules(
         ("self.dataset.ref == ''", _OWN),
+        ("self.dataset.sources.all(s, s.format != 'preference')", _NO_PAIRS),
         *((f"self.{field} == oldSelf.{field}", f"spec.{field} {_FIXED}") for field in ("model", "dataset", "seed", "resources", "retries")),
     ),
 ):
@@ -52,6 +54,8 @@ class InstructionDatasetSpec(
     def _own_sources(cls, dataset: Dataset) -> Dataset:
         if dataset.ref:
             raise ValueError(_OWN)
+        if any(source.format is DataFormat.PREFERENCE for source in dataset.sources):
+            raise ValueError(_NO_PAIRS)
         return dataset
 
 

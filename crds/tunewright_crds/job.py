@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.dataset import MAX_TEMPLATE, Dataset, DatasetStatus
+from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, DatasetStatus, TrainOn
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MAX_MESSAGE,
@@ -23,6 +23,7 @@ from tunewright_crds.fields import (
     Rules,
     SecretName,
     claim_of,
+    untouched,
 )
 from tunewright_crds.names import Phase
 
@@ -33,6 +34,11 @@ MAX_ATTEMPTS_TOLD: Final = 10
 class Architecture(StrEnum):
     AUTO = "auto"
     CAUSAL = "causal"
+
+
+class Objective(StrEnum):
+    SFT = "sft"
+    DPO = "dpo"
 
 
 class Tuner(StrEnum):
@@ -102,7 +108,37 @@ class Lora(Part):
     rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732).")
 
 
-class Method(Part):
+class Dpo(Part):
+    """Options of objective dpo (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="How strongly the model is held to what it was: the lower, the further it may go for the sake of the preferences.",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        alias="labelSmoothing",
+        ge=0,
+        lt=0.5,
+        description="Share of the pairs that are expected to be the wrong way round (conservative DPO: Mitchell 2023).",
+    )
+
+
+_DPO_ALONE: Final = "dpo holds options of objective dpo: set objective: dpo, or leave them out"
+_NEEDS_ADAPTER: Final = (
+    "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; full would need a second copy of it"
+)
+
+
+class Method(
+    Part,
+    json_schema_extra=Rules(
+        (f"self.objective == 'dpo' || ({' && '.join(untouched(Dpo, at='self.dpo'))})", _DPO_ALONE),
+        ("self.objective != 'dpo' || self.tuner != 'full'", _NEEDS_ADAPTER),
+    ),
+):
     """How the model is tuned.
 
     The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
@@ -111,15 +147,29 @@ class Method(Part):
 
     lora.rank sets the adapter's size and lora.alpha / lora.rank its scale: more rank for tasks far from what the base knows.
     lora.targetModules takes all linear layers but the output head; lora.dropout helps against small data being learned by heart.
-    The objective is sft: the responses are learned, the prompts only read (see spec.dataset.trainOn).
+    The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
+    spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
+    one, without going further than need be from what the model was; usually done with a model that sft has tuned.
     """
 
-    objective: Literal["sft"] = Field("sft", description="What is optimised: sft, supervised fine-tuning on the responses.")
+    objective: Objective = Field(
+        Objective.SFT,
+        description="What is optimised: sft (supervised fine-tuning on the responses), or dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only).",
+    )
     tuner: Tuner = Field(
         Tuner.LORA,
         description="Which weights change: full (all), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU).",
     )
     lora: Lora = Field(default_factory=Lora, description="Options of lora and qlora.")
+    dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Method":
+        if self.objective is not Objective.DPO and self.dpo != Dpo():
+            raise ValueError(_DPO_ALONE)
+        if self.objective is Objective.DPO and self.tuner is Tuner.FULL:
+            raise ValueError(_NEEDS_ADAPTER)
+        return self
 
 
 class EarlyStopping(Part):
@@ -138,14 +188,14 @@ class Hyperparameters(Part):
     learning_rate: AutoRate = Field(
         "auto",
         alias="learningRate",
-        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full).",
+        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full; with objective dpo 5e-6).",
     )
     batch_size: int = Field(
         16,
         alias="batchSize",
         ge=1,
         le=65_536,
-        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences).",
+        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences; with objective dpo: pairs).",
     )
     micro_batch_size: AutoCount = Field(
         "auto",
@@ -159,7 +209,7 @@ class Hyperparameters(Part):
     weight_decay: float = Field(0.0, alias="weightDecay", ge=0, le=1, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(1.0, alias="maxGradNorm", gt=0, le=1000, description="Gradients are clipped to this norm.")
     label_smoothing: float = Field(
-        0.0, alias="labelSmoothing", ge=0, lt=1, description="Share of the target spread evenly over the vocabulary."
+        0.0, alias="labelSmoothing", ge=0, lt=1, description="Share of the target spread evenly over the vocabulary (objective sft)."
     )
     precision: Precision = Field(
         Precision.AUTO, description="Numbers of the forward pass: bf16, fp32, or auto (bf16 where the hardware is fast at it)."
@@ -290,7 +340,27 @@ _FROZEN = "is fixed once the job has started; apply a new job for another one"
 _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 
 
-class JobSpec(Part):
+_REF_HAS_NO_PAIRS: Final = "an InstructionDataset holds no preferences yet: with objective dpo, name the sources in the job itself"
+_PAIRS_ONLY: Final = "with objective dpo every source holds preferences: format auto, preference or oasst, and no template"
+_CONVERSATIONS_ONLY: Final = "format preference is for objective dpo: set method.objective: dpo, or name the column of the answer to learn"
+_ANSWERS_ONLY: Final = "with objective dpo only answers are compared: trainOn is response or last-response"
+_OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+_PAIR_FORMATS: Final = (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)
+
+
+class JobSpec(
+    Part,
+    json_schema_extra=Rules(
+        ("self.method.objective != 'dpo' || self.dataset.ref == ''", _REF_HAS_NO_PAIRS),
+        (
+            "self.method.objective != 'dpo' || self.dataset.sources.all(s, s.template == '' && (s.format == 'auto' || s.format == 'preference' || s.format == 'oasst'))",
+            _PAIRS_ONLY,
+        ),
+        ("self.method.objective == 'dpo' || self.dataset.sources.all(s, s.format != 'preference')", _CONVERSATIONS_ONLY),
+        ("self.method.objective != 'dpo' || self.dataset.trainOn != 'all'", _ANSWERS_ONLY),
+        ("self.method.objective != 'dpo' || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING),
+    ),
+):
     """What is wanted."""
 
     model: Model = Field(description="The base model.")
@@ -318,6 +388,23 @@ class JobSpec(Part):
         description="Delete the finished job after so many seconds. Models and artefacts stay.",
     )
     retries: Retries = Field(default_factory=Retries, description="How often a training attempt is tried again.")
+
+    @model_validator(mode="after")
+    def _data_fits_the_objective(self) -> "JobSpec":
+        sources = self.dataset.sources
+        if self.method.objective is not Objective.DPO:
+            if any(source.format is DataFormat.PREFERENCE for source in sources):
+                raise ValueError(_CONVERSATIONS_ONLY)
+            return self
+        if self.dataset.ref:
+            raise ValueError(_REF_HAS_NO_PAIRS)
+        if any(source.template or source.format not in _PAIR_FORMATS for source in sources):
+            raise ValueError(_PAIRS_ONLY)
+        if self.dataset.train_on is TrainOn.ALL:
+            raise ValueError(_ANSWERS_ONLY)
+        if self.hyperparameters.label_smoothing:
+            raise ValueError(_OTHER_SMOOTHING)
+        return self
 
     @model_validator(mode="after")
     def _early_stopping_has_validation(self) -> "JobSpec":

@@ -51,6 +51,9 @@ FIELDS = {
     "micro-batch in other words": ("hyperparameters.microBatchSize", "big", "microBatchSize"),
     "unknown field": ("method.lora.rnak", 8, 'unknown field "spec.method.lora.rnak"'),
     "unknown objective": ("method.objective", "ppo", "method.objective"),
+    "dpo's options with another objective": ("method.dpo.beta", 0.2, "dpo holds options of objective dpo"),
+    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
+    "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "neither sources nor ref": ("dataset.sources", [], "give at least one of sources, or ref"),
@@ -99,6 +102,7 @@ RIGHT = {
         "dataset.cleaning.decontaminate",
         {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
     ),
+    "preferences": ("method", {"objective": "dpo", "dpo": {"beta": 0.05, "labelSmoothing": 0.1}}),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}),
@@ -154,6 +158,8 @@ def dataset_with(namespace: str, **fields: Any) -> dict[str, Any]:
 def test_an_instruction_dataset_is_fixed_from_the_start_but_for_how_long_it_stays(kubectl: Kubectl, namespace: str) -> None:
     with pytest.raises(CommandFailed, match="names its own sources"):
         kubectl.apply(dataset_with(namespace, dataset={"ref": "other"}))
+    with pytest.raises(CommandFailed, match="holds no preferences yet"):
+        kubectl.apply(dataset_with(namespace, dataset={"sources": [{"uri": "s3://bucket/rows.jsonl", "format": "preference"}]}))
     kubectl.apply(dataset_with(namespace))
     kubectl.apply(dataset_with(namespace, ttlSecondsAfterLastUse=60, deletionPolicy="Delete"))
     kubectl.apply(dataset_with(namespace, deletionPolicy="Retain"))

@@ -1,12 +1,16 @@
 """Prepared data and jobs for tests of training: small, made by script, the same every time."""
 
+import hashlib
+import json
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tests.support.models import tiny_model
 from tunewright_crds.job import read_spec
@@ -37,6 +41,18 @@ def documents(count: int, *, seed: int = 0, longest: int = 40) -> list[Document]
 def packed(rows: Sequence[Document], each: int) -> list[Row]:
     """Documents in rows of ``each``."""
     return [rows[start : start + each] for start in range(0, len(rows), each)]
+
+
+def pairs(count: int, *, seed: int = 0) -> list[Row]:
+    """Random pairs of byte tokens: a prompt with a chosen answer, and the same prompt with a rejected one, as a row each. Chosen answers are of small
+    tokens, rejected ones of large tokens, which is what there is to learn."""
+    rng = np.random.default_rng(seed)
+    made: list[Row] = []
+    for _ in range(count):
+        prompt = rng.integers(0, 200, size=int(rng.integers(4, 20))).tolist()
+        answers = [rng.integers(low, low + 100, size=int(rng.integers(3, 12))).tolist() for low in (0, 100)]
+        made.append([(prompt + answer, [IGNORED] * len(prompt) + answer) for answer in answers])
+    return made
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
@@ -81,6 +97,37 @@ def a_job(model: Path | str | None = None, *, storage: StorageSettings | None = 
         version="20260101-0f0e0d0c",
         progress_url="",
     )
+
+
+def history(store: Store, attempt: int = 1) -> list[dict[str, Any]]:
+    """The metrics of an attempt, line by line."""
+    text = store.get_bytes(f"{NAMESPACE}/jobs/{UID}/metrics/train-{attempt}.jsonl").decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def weights_digest(outcome: Outcome) -> str:
+    """Hash of the published weights."""
+    assert outcome.artifact is not None
+    (weights,) = Path(outcome.artifact.uri).glob("*.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def stop_in_step(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Ask for a stop while ``step`` is computed, as SIGTERM does."""
+    from tunewright_trainer import process
+    from tunewright_trainer.train import recipe
+
+    event = threading.Event()
+    patch.setattr(process, "stop_requested", event)
+    patch.setattr(recipe, "stop_requested", event)
+    plain = recipe.Run.step
+
+    def stopping(run: recipe.Run) -> None:
+        if run.counters.step + 1 == step:
+            event.set()
+        plain(run)
+
+    patch.setattr(recipe.Run, "step", stopping)
 
 
 def train_here(config: PodConfig, store: Store, work: Path, *, attempt: int = 1, halvings: int = 0) -> Outcome:

@@ -50,6 +50,14 @@ REFUSED = {
     "fractions that leave nothing": ("dataset.testFraction", 0.96, "dataset"),
     "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
     "an objective that is not built": ("method.objective", "ppo", "method.objective"),
+    "dpo's options with another objective": ("method.dpo", {"beta": 0.2}, "method"),
+    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
+    "dpo that is told the wrong thing for sure": (
+        "method",
+        {"objective": "dpo", "dpo": {"labelSmoothing": 0.5}},
+        "method.dpo.labelSmoothing",
+    ),
+    "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
     "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
     "a model name that Kubernetes would refuse": ("output.modelName", "Big Model", "output.modelName"),
@@ -61,6 +69,23 @@ def test_what_cannot_work_is_refused_by_name(path: str, value: object, blamed: s
     with pytest.raises(ValidationError) as refusal:
         read_spec(spec_with(path, value))
     assert blamed in {".".join(str(part) for part in error["loc"]) for error in refusal.value.errors()}
+
+
+DPO_REFUSED = {
+    "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "holds no preferences"),
+    "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "every source holds preferences"),
+    "another format": ("dataset.sources.0.format", "alpaca", "every source holds preferences"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers are compared"),
+    "smoothing of tokens": ("hyperparameters.labelSmoothing", 0.1, "method.dpo.labelSmoothing"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), DPO_REFUSED.values(), ids=DPO_REFUSED)
+def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: str) -> None:
+    spec = spec_with(path, value)
+    with pytest.raises(ValidationError, match=said):
+        read_spec(spec | {"method": {"objective": "dpo"}})
+    read_spec(spec)
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])

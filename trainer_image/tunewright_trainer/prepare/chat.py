@@ -33,14 +33,14 @@ def chat(fields: Fields) -> Conversation:
     key = "messages" if fields.has("messages") else "conversations"
     if all(isinstance(entry, str) for _, entry in fields.items(key)):
         return alternating(fields, key)
-    read = [_message(entry) for entry in fields.objects(key)]
+    read = [message_of(entry) for entry in fields.objects(key)]
     messages = [message for message, _ in read]
     shift = 0
     if (instruction := fields.optional("system")) and messages[0]["role"] != "system":
         messages.insert(0, system(instruction))
         shift = 1
     unlearned = frozenset(at + shift for at, (_, learned) in enumerate(read) if not learned)
-    return Conversation(tuple(messages), tools=_tools(fields), read_only=unlearned)
+    return Conversation(tuple(messages), tools=tools_of(fields), read_only=unlearned)
 
 
 def alternating(fields: Fields, key: str) -> Conversation:
@@ -49,7 +49,7 @@ def alternating(fields: Fields, key: str) -> Conversation:
     return Conversation(tuple(assistant(text) if at % 2 else user(text) for at, text in enumerate(texts)))
 
 
-def _message(entry: Fields) -> tuple[Message, bool]:
+def message_of(entry: Fields) -> tuple[Message, bool]:
     """A message and whether it is learned."""
     role_key, text_key = ("from", "value") if entry.has("from") else ("role", "content")
     said = entry.get(role_key)
@@ -116,7 +116,7 @@ def _arguments(function: Fields) -> Any:
     return found or {}
 
 
-def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+def tools_of(fields: Fields) -> tuple[Mapping[str, Any], ...]:
     """Definitions of tools as chat templates take them, from a list or from JSON in a text."""
     value, name = fields.find("tools"), fields.name("tools")
     if value is None or value == "":

@@ -54,7 +54,7 @@ class Cleaner:
         return conversation
 
     def _language(self, languages: Languages, conversation: Conversation) -> str:
-        answers = [conversation.messages[at]["content"] for at in conversation.answers] or [conversation.text]
+        answers = [one.messages[at]["content"] for one in conversation.documents for at in one.answers] or [conversation.text]
         language = languages.of("\n".join(answers).strip())
         self.languages[language] += 1
         return language

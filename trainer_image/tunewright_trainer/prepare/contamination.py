@@ -55,7 +55,7 @@ class HeldOut:
 
     def _runs(self, conversation: Conversation) -> Hashes:
         """A hash of each run of words, or of all words where they are too few for one. What a system message says is the same in many rows."""
-        said = [message["content"] for message in conversation.messages if message["role"] != "system"]
+        said = [message["content"] for message in (*conversation.messages, *conversation.rejected) if message["role"] != "system"]
         words = _WORD.findall("\n".join([conversation.text, *said]).lower())
         hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
         length = min(self._words, len(words))

@@ -13,6 +13,9 @@ Message = Mapping[str, Any]
 _UNCLEAN: Final = bytes(set(range(0x20)) - set(b"\t\n") | {0x7F})
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # no tokenizer of instruction data needs them
 
+SAME: Final = "chosen and rejected are the same"
+"""Why a pair is dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -25,6 +28,17 @@ class Conversation:
     text: str = ""
     group: str = ""
     """Conversations of one group never part: all are trained on, or none is."""
+    rejected: tuple[Message, ...] = ()
+    """In a pair of preferences: what was found worse than `messages` from number `shared` on. What comes before is the prompt of both, and only read."""
+    shared: int = 0
+
+    @property
+    def documents(self) -> "tuple[Conversation, ...]":
+        """What the model reads, each by itself: the conversation, or of a pair the prompt with the chosen answer, and with the rejected one."""
+        if not self.rejected:
+            return (self,)
+        sides = (self.messages, (*self.messages[: self.shared], *self.rejected))
+        return tuple(Conversation(messages, self.tools, self.read_only, group=self.group) for messages in sides)
 
     @property
     def answers(self) -> list[int]:
@@ -36,7 +50,7 @@ class Conversation:
         """Everything that somebody says in it."""
         if self.text:
             yield self.text
-        for message in self.messages:
+        for message in (*self.messages, *self.rejected):
             yield message["content"]
 
     @property
@@ -47,23 +61,26 @@ class Conversation:
 
     def content(self) -> bytes:
         """The same bytes for the same conversation, whatever it was read from."""
-        return orjson.dumps([self.messages, self.tools, sorted(self.read_only), self.text], option=orjson.OPT_SORT_KEYS)
+        pair = [self.rejected, self.shared] if self.rejected else []
+        return orjson.dumps([self.messages, self.tools, sorted(self.read_only), self.text, *pair], option=orjson.OPT_SORT_KEYS)
 
     def cleaned(self) -> "Conversation":
         """Windows line ends as plain ones, and no control characters but tab and line feed."""
         if not any(map(_is_unclean, self.texts)):
             return self
-        messages = tuple({**message, "content": clean_text(message["content"])} for message in self.messages)
-        return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group)
+        messages, rejected = (
+            tuple({**message, "content": clean_text(message["content"])} for message in part) for part in (self.messages, self.rejected)
+        )
+        return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group, rejected, self.shared)
 
     def every_text(self) -> list[str]:
         """Everything that a template may show, names of roles among it: also the calls of tools, and what describes these."""
-        return [text for part in (self.text, self.messages, self.tools) for text in texts_of(part)]
+        return [text for part in (self.text, self.messages, self.rejected, self.tools) for text in texts_of(part)]
 
     def rewritten(self, change: Callable[[str], str]) -> "Conversation":
         """Each of `every_text` changed."""
-        messages, tools = (tuple(_rewritten(one, change) for one in part) for part in (self.messages, self.tools))
-        return Conversation(messages, tools, self.read_only, change(self.text), self.group)
+        messages, rejected, tools = (tuple(_rewritten(one, change) for one in part) for part in (self.messages, self.rejected, self.tools))
+        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +156,14 @@ def assistant(text: str) -> Message:
 def exchange(question: str, answer: str, *, before: tuple[Message, ...] = ()) -> Conversation:
     """One question and its answer, after what was said before."""
     return Conversation((*before, user(question), assistant(answer)))
+
+
+def pair(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...], *, shared: int, tools: tuple[Mapping[str, Any], ...] = (), group: str = ""
+) -> Conversation:
+    """Two conversations that are the same up to message `shared`, of which the first goes on better."""
+    prompt = frozenset(at for at in range(shared) if chosen[at]["role"] == "assistant")
+    return Conversation(chosen, tools, prompt, group=group, rejected=rejected[shared:], shared=shared)
 
 
 def paragraphs(*parts: str) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tunewright_crds.dataset import DataFormat, Source, Targets
-from tunewright_trainer.prepare import trees
+from tunewright_crds.job import Objective
+from tunewright_trainer.prepare import preferences, trees
 from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, texts_of
 from tunewright_trainer.prepare.fields import Fields
 from tunewright_trainer.prepare.formats import READERS, recognised
@@ -18,10 +19,11 @@ _TREE_KEYS: Final = ("message_tree_id", "message_id", "role", "text")
 
 
 class Converter:
-    """Reads the rows of one source. Raises `Refusal` where its template is none; `param` names it then."""
+    """Reads the rows of one source: for objective dpo its pairs. Raises `Refusal` where its template is none; `param` names it then."""
 
-    def __init__(self, source: Source, *, param: str) -> None:
+    def __init__(self, source: Source, *, param: str, objective: Objective = Objective.SFT) -> None:
         self._source = source
+        self._pairs = objective is Objective.DPO
         self._template = RowTemplate(source.template, source.choices, param=param) if source.template else None
 
     def conversations(self, rows: Iterable[Numbered]) -> Iterator[Found]:
@@ -41,18 +43,24 @@ class Converter:
             yield from self._together(tree)
 
     def _read(self, row: Row) -> Iterator[Conversation | Drop]:
+        yield from self._wanted(self._answers(row))
+
+    def _wanted(self, answers: Iterable[Conversation | Drop]) -> Iterator[Conversation | Drop]:
         before: tuple[Message, ...] | None = None
-        for found in self._answers(row):
+        for found in answers:
             if isinstance(found, Conversation) and self._source.targets is Targets.FIRST:
-                if found.messages[:-1] == before:
+                prompt = found.messages[: found.shared or -1]
+                if prompt == before:
                     continue
-                before = found.messages[:-1]
+                before = prompt
             yield found
 
     def _answers(self, row: Row) -> Iterable[Conversation | Drop]:
         if self._template:
             return self._template.conversations(row)
         fields = Fields(row, self._source.columns)
+        if self._pairs:
+            return preferences.READERS[self._source.format](fields)
         read = recognised(fields) if self._source.format is DataFormat.AUTO else READERS[self._source.format]
         return read(fields)
 
@@ -70,7 +78,8 @@ class Converter:
         )
 
     def _together(self, tree: list[tuple[int, Row]]) -> Iterator[Found]:
-        yield from _told(tree[0][0], trees.flat_tree([row for _, row in tree]))
+        told = trees.pairs if self._pairs else trees.threads
+        yield from _told(tree[0][0], self._wanted(trees.flat_tree([row for _, row in tree], told)))
 
 
 class AnyShape(Converter):

@@ -1,4 +1,4 @@
-"""From conversations to token ids and labels: a label where a token is learned, `IGNORED` elsewhere."""
+"""From conversations to token ids and labels: a label where a token is learned, `IGNORED` elsewhere. A pair of preferences is one example of two documents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from tunewright_crds.dataset import Overlong, TrainOn
 from tunewright_trainer.prepare.boundaries import Boundaries
-from tunewright_trainer.prepare.conversation import Conversation, Drop
+from tunewright_trainer.prepare.conversation import SAME, Conversation, Drop
 from tunewright_trainer.prepare.near import Signatures, signatures
 from tunewright_trainer.prepare.rendering import CHECKED, Rendered, Renderer
 from tunewright_trainer.prepare.template import ID_BYTES, as_bytes, tokenize
@@ -32,6 +32,8 @@ class Encoded:
     """[tokens], `IGNORED` where nothing is learned."""
     lengths: Longs
     """[examples], in tokens."""
+    chosen: Longs
+    """[examples], in tokens: of a pair, the document with the chosen answer, which comes first; empty where there are no pairs."""
     kept: Longs
     """[examples]: numbers of their conversations in the batch."""
     drops: dict[int, str]
@@ -39,6 +41,11 @@ class Encoded:
     truncated: int
     signatures: Signatures | None = None
     """[examples, PERMUTATIONS], where near duplicates are looked for."""
+
+    @property
+    def longest(self) -> Longs:
+        """[examples], in tokens: the longest document of each."""
+        return np.maximum(self.chosen, self.lengths - self.chosen) if len(self.chosen) else self.lengths
 
     def example(self, number: int) -> tuple[Ints, Ints]:
         """Ids and labels of an example, by its number among those that are kept."""
@@ -74,26 +81,37 @@ class Encoder:
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoded:
         """Examples of at most the longest length. Those that are left out: refused by the template, too long, or with nothing to learn."""
-        rendered = [self._renderer.rendered(conversation) for conversation in conversations]
-        kept: dict[int, _Example] = {}
-        drops = {number: found.reason for number, found in enumerate(rendered) if isinstance(found, Drop)}
+        rendered = [[self._renderer.rendered(document) for document in conversation.documents] for conversation in conversations]
+        kept: dict[int, list[_Example]] = {}
+        drops = {number: found.reason for number, documents in enumerate(rendered) for found in documents if isinstance(found, Drop)}
         truncated = 0
-        texts = {number: found for number, found in enumerate(rendered) if isinstance(found, Rendered)}
-        for number, example in zip(texts, self._examples(list(texts.values())), strict=True):
-            long = len(example.ids) > self._longest * ID_BYTES
+        texts = [(number, found) for number, documents in enumerate(rendered) for found in documents if isinstance(found, Rendered)]
+        examples: dict[int, list[_Example]] = {}
+        for (number, _), example in zip(texts, self._examples([text for _, text in texts]), strict=True):
+            examples.setdefault(number, []).append(example)
+        for number, documents in examples.items():
+            if number in drops:
+                continue
+            long = any(len(document.ids) > self._longest * ID_BYTES for document in documents)
             if long and self._overlong is not Overlong.TRUNCATE:
                 drops[number] = OVERLONG
                 continue
-            example = example.shortened(self._longest) if long else example
-            if not example.learned:
+            documents = [document.shortened(self._longest) for document in documents] if long else documents
+            if not all(document.learned for document in documents):
                 drops[number] = "nothing to learn within maxLength" if long else "nothing to learn"
                 continue
+            if len(documents) > 1 and documents[0].ids == documents[1].ids:
+                drops[number] = SAME
+                continue
             truncated += long
-            kept[number] = example
+            kept[number] = documents
+        flat = [document for documents in kept.values() for document in documents]
+        pairs = [documents for documents in kept.values() if len(documents) > 1]
         return Encoded(
-            ids=np.frombuffer(b"".join(example.ids for example in kept.values()), np.int32),
-            labels=np.frombuffer(b"".join(example.labels for example in kept.values()), np.int32),
-            lengths=np.array([len(example.ids) // ID_BYTES for example in kept.values()], dtype=np.int64),
+            ids=np.frombuffer(b"".join(document.ids for document in flat), np.int32),
+            labels=np.frombuffer(b"".join(document.labels for document in flat), np.int32),
+            lengths=np.array([sum(len(document.ids) for document in documents) // ID_BYTES for documents in kept.values()], dtype=np.int64),
+            chosen=np.array([len(documents[0].ids) // ID_BYTES for documents in pairs], dtype=np.int64),
             kept=np.array(list(kept), dtype=np.int64),
             drops=drops,
             truncated=truncated,

@@ -149,6 +149,10 @@ def _text(fields: Fields) -> Found:
     yield Conversation(text=fields.filled("text"))
 
 
+def _tree(fields: Fields) -> Found:
+    return trees.whole_tree(fields, trees.threads)
+
+
 def _system(fields: Fields) -> Iterator[Message]:
     if text := fields.optional("system"):
         yield system(text)
@@ -179,7 +183,7 @@ FORMATS: Final = (
     Format(DataFormat.ULTRACHAT, "data", lambda row: isinstance(row.find("data"), list), _one(lambda row: chat.alternating(row, "data"))),
     Format(DataFormat.NATURAL_INSTRUCTIONS, "Definition, Instances", lambda row: row.has("Definition", "Instances"), _natural_instructions),
     Format(DataFormat.SELF_INSTRUCT, "instruction, instances", lambda row: row.has("instruction", "instances"), _instances),
-    Format(DataFormat.OASST, "message_tree_id, prompt", lambda row: isinstance(row.find("prompt"), dict), trees.whole_tree),
+    Format(DataFormat.OASST, "message_tree_id, prompt", lambda row: isinstance(row.find("prompt"), dict), _tree),
     Format(DataFormat.ALPACA, "instruction, output", lambda row: row.has("instruction", "output"), _alpaca),
     Format(DataFormat.COIG_EXAM, "question, answer", lambda row: row.has("textbox_question") or row.has("question", "answer"), _exam),
     Format(DataFormat.DOLLY, "instruction, response", lambda row: row.has("instruction", "response"), _dolly),
@@ -195,8 +199,9 @@ FORMATS: Final = (
 # Shapes that only other objectives learn from, and what to say of them.
 _OTHERS: Final[tuple[tuple[Callable[[Fields], bool], str], ...]] = (
     (
-        lambda row: (row.has("rejected") or row.has("completion_b")) and not row.has("completion"),
-        "holds preferences, which objective sft does not learn from; to learn the chosen answers, set columns: {completion: chosen}",
+        lambda row: (row.has("rejected") or row.has("completion_b")) and not row.has("completion") and row.name("messages") == "messages",
+        "holds preferences: set method.objective: dpo to learn from them, or name the column of the answer, as in columns: {completion: chosen} "
+        "({messages: chosen} where it holds messages)",
     ),
     (
         lambda row: row.has("prompt", "completion") and isinstance(row.find("label"), bool),

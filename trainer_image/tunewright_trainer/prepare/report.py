@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 
 from tunewright_crds.dataset import DatasetStatus, Split
+from tunewright_crds.job import Objective
 from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
@@ -30,6 +31,7 @@ class Findings:
         self.status = DatasetStatus(digest=task.digest, licenses=sorted({source.license for source in task.sources if source.license}))
         self.options = task.options
         self.longest = task.longest
+        self.objective = task.config.spec.method.objective
         self.drops = drops
         self.cleaner = Cleaner(task.options.cleaning)
         self.splits: dict[str, Written] = {}
@@ -46,10 +48,10 @@ class Findings:
         if tokenizer.unk_token_id is not None:
             self._unknown += int((found.ids == tokenizer.unk_token_id).sum())
         self.truncated += found.truncated
-        self._lengths += np.bincount((found.lengths - 1) // self._bar, minlength=len(self._lengths))
+        self._lengths += np.bincount((found.longest - 1) // self._bar, minlength=len(self._lengths))
         if source.spec.split is Split.TRAIN:
             wanted = range(min(self._room(source.index), len(found.lengths)))
-            self._samples += [(source.index, _sample(*found.example(number), tokenizer)) for number in wanted]
+            self._samples += [(source.index, _shown(found, number, tokenizer)) for number in wanted]
 
     def _room(self, source: int) -> int:
         """How many more examples of a source are shown."""
@@ -86,7 +88,9 @@ class Findings:
     def facts(self) -> dict[str, Any]:
         """The report as data."""
         train = self.splits.get(Split.TRAIN.value, Written())
+        packs = self.options.packing and self.objective is not Objective.DPO
         facts = {
+            "objective": self.objective.value,
             "dataset": self.status.model_dump(mode="json", by_alias=True, exclude={"reused", "report_uri"}),
             "sources": [
                 {
@@ -108,7 +112,7 @@ class Findings:
             "truncated": self.truncated,
             "longestAllowed": self.longest,
             "splits": self.told_splits(),
-            "packedShare": round(train.tokens / (train.rows * self.options.max_length), 4) if train.rows and self.options.packing else None,
+            "packedShare": round(train.tokens / (train.rows * self.options.max_length), 4) if train.rows and packs else None,
             "unknownShare": round(self._unknown / self._tokens, 4) if self._tokens else None,
             "learnedShare": round(train.trainable_tokens / train.tokens, 4) if train.tokens else None,
             "examplesByTokens": [
@@ -193,6 +197,17 @@ def page(facts: dict[str, Any]) -> bytes:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"))
     return template.render(facts, number="{:,}".format, share=lambda part: "–" if part is None else f"{part:.1%}").encode()
+
+
+def _shown(found: Encoded, number: int, tokenizer: Any) -> list[dict[str, Any]]:
+    """An example as text, in pieces that are learned or not; of a pair the prompt once, the chosen answer, and the rejected one, marked as such."""
+    ids, labels = found.example(number)
+    if not len(found.chosen):
+        return _sample(ids, labels, tokenizer)
+    cut = int(found.chosen[number])
+    start = cut + int(np.argmax(labels[cut:] != IGNORED))
+    worse = _sample(ids[start:], labels[start:], tokenizer)
+    return _sample(ids[:cut], labels[:cut], tokenizer) + [piece | {"rejected": True} for piece in worse]
 
 
 def _sample(ids: Ints, labels: Ints, tokenizer: Any) -> list[dict[str, Any]]:

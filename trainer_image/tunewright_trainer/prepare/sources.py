@@ -148,7 +148,15 @@ def open_sources(config: PodConfig) -> list[OpenSource]:
     found = []
     for index, spec in enumerate(config.spec.dataset.sources):
         field = f"spec.dataset.sources[{index}]"
-        found.append(_open(config, spec, Converter(spec, param=f"{field}.template"), index=index, param=f"{field}.uri"))
+        found.append(
+            _open(
+                config,
+                spec,
+                Converter(spec, param=f"{field}.template", objective=config.spec.method.objective),
+                index=index,
+                param=f"{field}.uri",
+            )
+        )
         uri, forbidden = found[-1].place.uri, config.spec.dataset.forbidden_licenses
         licences.check(found[-1].license, forbidden, uri=uri, param=f"{field}.license")
     return found

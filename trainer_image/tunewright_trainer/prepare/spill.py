@@ -21,16 +21,21 @@ MAX_FILE_BYTES: Final = 512 * 2**20
 _TOKENS: Final = pa.list_(pa.int32())
 _WRITTEN: Final = pa.schema([("input_ids", _TOKENS), ("labels", _TOKENS)])
 _PACKED: Final = _WRITTEN.append(pa.field("lengths", _TOKENS))
+_PAIRS: Final = _WRITTEN.append(pa.field("chosen", pa.int32()))
 
 
 class Spill:
-    """Writes examples as they come."""
+    """Writes examples as they come; `pairs` says that each is a pair of two documents."""
 
-    def __init__(self, path: Path) -> None:
-        self._writer = pa.ipc.new_stream(str(path), _WRITTEN)
+    def __init__(self, path: Path, *, pairs: bool) -> None:
+        self._schema = _PAIRS if pairs else _WRITTEN
+        self._writer = pa.ipc.new_stream(str(path), self._schema)
 
     def add(self, encoded: Encoded) -> None:
-        self._writer.write_batch(pa.record_batch(_lists(encoded.lengths, encoded.ids, encoded.labels), schema=_WRITTEN))
+        columns = _lists(encoded.lengths, encoded.ids, encoded.labels)
+        if self._schema is _PAIRS:
+            columns.append(pa.array(encoded.chosen.astype(np.int32)))
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
@@ -53,27 +58,29 @@ def pieces(paths: Sequence[Path], fates: Fates) -> Iterator[tuple[int, "Examples
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples end to end: ids and labels [tokens], lengths [examples]."""
+    """Examples end to end: ids and labels [tokens], lengths [examples]; of pairs also how long the first document of each is [examples], else empty."""
 
     ids: Ints
     labels: Ints
     lengths: Longs
+    chosen: Longs
 
     @classmethod
     def of(cls, batch: Any) -> "Examples":
         lengths = np.asarray(pa.compute.list_value_length(batch["input_ids"]), dtype=np.int64)
-        return cls(batch["input_ids"].flatten().to_numpy(), batch["labels"].flatten().to_numpy(), lengths)
+        chosen = np.asarray(batch["chosen"] if "chosen" in batch.schema.names else [], dtype=np.int64)
+        return cls(batch["input_ids"].flatten().to_numpy(), batch["labels"].flatten().to_numpy(), lengths, chosen)
 
     def parted(self, count: int) -> tuple["Examples", "Examples"]:
         """The first so many, and the rest."""
         cut = int(self.lengths[:count].sum())
-        return Examples(self.ids[:cut], self.labels[:cut], self.lengths[:count]), Examples(
-            self.ids[cut:], self.labels[cut:], self.lengths[count:]
+        return Examples(self.ids[:cut], self.labels[:cut], self.lengths[:count], self.chosen[:count]), Examples(
+            self.ids[cut:], self.labels[cut:], self.lengths[count:], self.chosen[count:]
         )
 
     @classmethod
     def joined(cls, pieces: Sequence["Examples"]) -> "Examples":
-        return cls(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("ids", "labels", "lengths")))
+        return cls(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("ids", "labels", "lengths", "chosen")))
 
 
 @dataclass
@@ -87,13 +94,14 @@ class Written:
 
 
 class SplitWriter:
-    """Writes a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples."""
+    """Writes a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples. Pairs are a row each."""
 
-    def __init__(self, folder: Path, options: Dataset) -> None:
+    def __init__(self, folder: Path, options: Dataset, *, pairs: bool) -> None:
         self.written = Written()
-        self._packing = options.packing
+        self._pairs = pairs
+        self._packing = options.packing and not pairs
         self._capacity = options.max_length
-        self._files = _Files(folder, _PACKED if options.packing else _WRITTEN)
+        self._files = _Files(folder, _PACKED if self._packing or pairs else _WRITTEN)
         self._waiting: list[Examples] = []
         self._examples = self._tokens = 0
 
@@ -118,7 +126,7 @@ class SplitWriter:
         window = Examples.joined(self._waiting)
         lengths = window.lengths
         bins = best_fit_decreasing(lengths.tolist(), self._capacity) if self._packing else None
-        self._files.write(_packed(window, bins) if bins is not None else _plain(window))
+        self._files.write(_packed(window, bins) if bins is not None else _paired(window) if self._pairs else _plain(window))
         self.written.examples += len(lengths)
         self.written.rows += len(lengths) if bins is None else len(bins)
         self.written.tokens += len(window.ids)
@@ -129,6 +137,13 @@ class SplitWriter:
 def _plain(window: Examples) -> Any:
     """A row for each example, with columns input_ids and labels [tokens of the example]."""
     return pa.table(_lists(window.lengths, window.ids, window.labels), schema=_WRITTEN)
+
+
+def _paired(window: Examples) -> Any:
+    """A row for each pair, with columns input_ids and labels [tokens of both documents], and lengths [2]: the chosen one's, the rejected one's."""
+    both = np.stack([window.chosen, window.lengths - window.chosen], axis=1).astype(np.int32)
+    twice = np.full(len(both), 2, dtype=np.int64)
+    return pa.table([*_lists(window.lengths, window.ids, window.labels), *_lists(twice, both.ravel())], schema=_PACKED)
 
 
 def _packed(window: Examples, bins: Sequence[Sequence[int]]) -> Any:

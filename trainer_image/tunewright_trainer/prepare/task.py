@@ -9,12 +9,13 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds.dataset import Dataset, Split
+from tunewright_crds.job import Objective
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
 from tunewright_trainer.prepare.template import chat_template
 
-DATA_VERSION: Final = 3  # raised whenever the same input would be prepared differently
+DATA_VERSION: Final = 4  # raised whenever the same input would be prepared differently
 # Options of the data set that the data depends on; where the sources lie, with which keys and by how many pods they are read changes nothing.
 _OPTIONS: Final = (
     "validationFraction",
@@ -50,6 +51,11 @@ class Task:
         return self.config.spec.dataset
 
     @property
+    def pairs(self) -> bool:
+        """Whether the examples are pairs of preferences."""
+        return self.config.spec.method.objective is Objective.DPO
+
+    @property
     def seed(self) -> int:
         return self.config.spec.hyperparameters.seed
 
@@ -68,6 +74,7 @@ class Task:
     def depends(self) -> dict[str, Any]:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
+        objective = {"objective": Objective.DPO.value} if self.pairs else {}
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {
@@ -77,6 +84,7 @@ class Task:
             "seed": self.seed,
             "template": self.template,
             "model": self.model.hashes,
+            **objective,
             **held_out,
             **commit,
         }

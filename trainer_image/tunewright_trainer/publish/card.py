@@ -2,7 +2,20 @@
 
 from typing import Any, Final
 
-_TOLD: Final = ("loss", "eval_loss", "eval_mean_token_accuracy", "epoch", "num_tokens")
+_OBJECTIVES: Final = {
+    "sft": "sft (supervised fine-tuning)",
+    "dpo": "dpo (direct preference optimisation: Rafailov et al. 2023, arXiv:2305.18290)",
+}
+_TOLD: Final = (
+    "loss",
+    "eval_loss",
+    "eval_mean_token_accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+    "eval_rewards/accuracies",
+    "epoch",
+    "num_tokens",
+)
 
 
 def model_card(source: dict[str, Any], metrics: dict[str, float]) -> str:
@@ -23,6 +36,7 @@ tags: [tunewright, instruction-tuning]
 An instruction-tuned model ({source["kind"]}) over `{base}`, made by Tunewright.
 
 - Job: `{job["namespace"]}/{job["name"]}` (`{job["uid"]}`), step {source["step"]}
+- Objective: {_OBJECTIVES[source["objective"]]}
 - Data: `{source["dataset"]}`; licences: {", ".join(licenses)}
 - Libraries: {", ".join(f"{name} {number}" for name, number in source["libraries"].items())}
 

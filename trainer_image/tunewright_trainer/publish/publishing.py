@@ -70,6 +70,7 @@ def lineage(result: Result, kind: Kind) -> dict[str, Any]:
         "model": config.model_name,
         "version": config.version,
         "base": config.spec.model.uri,
+        "objective": config.spec.method.objective.value,
         "job": {"namespace": config.job.namespace, "name": config.job.name, "uid": config.job.uid},
         "step": result.step,
         "dataset": result.dataset_digest,

@@ -1,11 +1,37 @@
-"""What is optimised: cross-entropy over the trained tokens."""
+"""Supervised fine-tuning: cross-entropy over the trained tokens."""
+
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from tunewright_trainer.train.attention import documents
-from tunewright_trainer.train.data import MicroBatch
+from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
 from tunewright_trainer.train.model import Tuned
+
+
+class Sft:
+    """``smoothing`` of each target is spread evenly over the vocabulary while training."""
+
+    def __init__(self, *, smoothing: float) -> None:
+        self._smoothing = smoothing
+
+    def size(self, rows: Sequence[Row]) -> int:
+        """The loss is the mean over trained tokens."""
+        return max(1, sum(row.targets for row in rows))
+
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> dict[str, float]:
+        """See `tunewright_trainer.train.objective.Optimised`."""
+        return {"loss": backward(tuned, batch, share_of=share_of, smoothing=self._smoothing)}
+
+    def evaluate(self, tuned: Tuned, rows: Rows) -> dict[str, float]:
+        """See `tunewright_trainer.train.objective.Optimised`."""
+        tuned.network.eval()
+        loss_sum, right, tokens = 0.0, 0, 0
+        for index in range(len(rows)):
+            found = evaluate(tuned, micro_batch([rows[index]], tuned.device))
+            loss_sum, right, tokens = loss_sum + found[0], right + found[1], tokens + found[2]
+        return {"eval_loss": loss_sum / max(1, tokens), "eval_mean_token_accuracy": right / max(1, tokens)}
 
 
 def forward(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:

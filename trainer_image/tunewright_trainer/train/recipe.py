@@ -1,4 +1,4 @@
-"""The recipe: set-up, loop and end of supervised fine-tuning.
+"""The recipe: set-up, loop and end of tuning, whatever the objective.
 
 A loop of our own on plain torch, with transformers' models and PEFT's adapters, rather than transformers' Trainer, for what this project exists
 for: a run that is killed any number of times must end with the same weights, bit for bit; only what is learned is computed; and the first step
@@ -25,7 +25,7 @@ from tunewright_trainer import publish
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
-from tunewright_trainer.train import loss, metrics, schedule
+from tunewright_trainer.train import metrics, schedule
 from tunewright_trainer.train.checkpoints import (
     Checkpoints,
     Counters,
@@ -36,6 +36,7 @@ from tunewright_trainer.train.checkpoints import (
     restore_optimizer,
 )
 from tunewright_trainer.train.model import load
+from tunewright_trainer.train.objective import objective_of
 from tunewright_trainer.train.stopping import judge
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Run:
         _check_rows(self.spec, len(self.rows), len(self.validation))
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
+        self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec)
         self.weights = self.tuned.trainable
         self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
@@ -139,25 +141,26 @@ class Run:
         """One optimizer step over one effective batch."""
         step = self.counters.step + 1
         batch = [self.rows[self.order[position]] for position in self.plan.positions(step)]
-        targets = max(1, sum(row.targets for row in batch))
+        size = self.objective.size(batch)
         rate = self.plan.learning_rate(step)
         # Dropout draws from the seed and the step alone.
         torch.manual_seed((self.wanted.seed << 32) + step)
         self.tuned.network.train()
-        total = 0.0
+        measured: dict[str, float] = {}
         for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
-            micro = rows_of.micro_batch(group, self.tuned.device)
-            total += loss.backward(self.tuned, micro, share_of=targets, smoothing=self.wanted.label_smoothing)
+            shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
+            measured = {name: measured.get(name, 0.0) + share for name, share in shares.items()}
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
-        _check_finite(step, loss=total, norm=norm)
+        _check_finite(step, loss=measured["loss"], norm=norm)
         for group_of_weights in self.optimizer.param_groups:
             group_of_weights["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(step, batch, targets, {"loss": total, "grad_norm": norm, "learning_rate": rate})
+        self._count(step, batch, measured | {"grad_norm": norm, "learning_rate": rate})
 
-    def _count(self, step: int, batch: list[rows_of.Row], targets: int, measured: dict[str, float]) -> None:
+    def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
+        targets = sum(row.targets for row in batch)
         self.counters.step = step
         self.counters.tokens += tokens
         self.counters.trained_tokens += targets
@@ -174,24 +177,16 @@ class Run:
         """Measure the validation loss where the plan says so, and judge it."""
         if not len(self.validation) or not self.plan.evaluates(self.counters.step):
             return
-        value, accuracy = self._evaluate()
+        measured = self.objective.evaluate(self.tuned, self.validation)
+        value = measured["eval_loss"]
         _check_finite(self.counters.step, loss=value, norm=0.0)
-        self.counters.metrics |= {"eval_loss": value, "eval_mean_token_accuracy": accuracy}
-        self.history.add(self.counters.step, {"eval_loss": value, "eval_mean_token_accuracy": accuracy})
+        self.counters.metrics |= measured
+        self.history.add(self.counters.step, measured)
         if judge(self.counters, value, self.wanted.early_stopping) and self.wanted.early_stopping.enabled:
             self.best = copied(dict(self.weights))
         log.info(
             "step %d  eval_loss %.4f%s", self.counters.step, value, "  (best)" if self.counters.best_step == self.counters.step else ""
         )
-
-    def _evaluate(self) -> tuple[float, float]:
-        """Mean loss and share of tokens guessed right, over the validation rows."""
-        self.tuned.network.eval()
-        loss_sum, right, tokens = 0.0, 0, 0
-        for index in range(len(self.validation)):
-            found = loss.evaluate(self.tuned, rows_of.micro_batch([self.validation[index]], self.tuned.device))
-            loss_sum, right, tokens = loss_sum + found[0], right + found[1], tokens + found[2]
-        return loss_sum / max(1, tokens), right / max(1, tokens)
 
     def snapshot(self) -> Snapshot:
         """A copy of all that the rest of the run depends on."""

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from tunewright_crds.job import JobSpec, Scheduler, Tuner
+from tunewright_crds.job import JobSpec, Objective, Scheduler, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
+PREFERENCE_RATE: Final = 5e-6  # of adapters that learn preferences
 CHECKPOINTS_PER_JOB: Final = 20
 MOST_STEPS_BETWEEN: Final = 500
 
@@ -60,6 +61,8 @@ def plan(spec: JobSpec, rows: int) -> Plan:
     steps = math.ceil(samples / wanted.batch_size)
     every = spec.checkpointing.every_steps
     automatic_rate = FULL_RATE if spec.method.tuner is Tuner.FULL else ADAPTER_RATE
+    if spec.method.objective is Objective.DPO:
+        automatic_rate = PREFERENCE_RATE
     return Plan(
         rows=rows,
         batch_size=wanted.batch_size,

@@ -83,7 +83,8 @@ def test_plain_text_is_learned_whole_with_its_end(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "preferences": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "holds preferences, which objective sft does not learn from"),
+    "preferences": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "holds preferences: set method.objective: dpo"),
+    "preferences beside messages": ({"messages": [], "chosen": [], "rejected": []}, "holds preferences: set method.objective: dpo"),
     "comparisons": ({"user_input": "a", "completion_a": "b", "completion_b": "c"}, "holds preferences"),
     "good and bad answers": ({"prompt": "a", "completion": "b", "label": False}, "has a label that marks its answer as good or bad"),
     "an image": (
@@ -120,6 +121,10 @@ def test_the_chosen_answers_of_preferences_can_be_learned(tmp_path: Path) -> Non
     file = write_lines(tmp_path / "data.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     prepare_here(a_data_job({"uri": str(file), "columns": {"completion": "chosen"}}), tmp_path)
     assert [lines(told) for told in examples(tmp_path)] == [["user: a", "assistant! b"]]
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    file = write_lines(tmp_path / "chats.jsonl", [{"prompt": "a", "chosen": talk, "rejected": talk}])
+    prepare_here(a_data_job({"uri": str(file), "columns": {"messages": "chosen"}}), tmp_path / "chats")
+    assert [lines(told) for told in examples(tmp_path / "chats")] == [["user: a", "assistant! b"]]
 
 
 def test_a_tree_that_nobody_answered_is_dropped_and_told(tmp_path: Path) -> None:

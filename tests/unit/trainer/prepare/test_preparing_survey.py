@@ -324,3 +324,7 @@ def test_flat_messages_of_a_tree_are_the_same_as_the_tree(tmp_path: Path) -> Non
         ["user: Hi?", "assistant! Worse"],
         ["user: Ho?", "assistant! Hey"],
     ]
+    two = [flat[0], flat[2] | {"text": "Good"}, flat[3]]
+    (tmp_path / "two.jsonl").write_bytes(jsonl(*two))
+    prepare_here(a_data_job({"uri": str(tmp_path / "two.jsonl"), "targets": "first"}), tmp_path / "first")
+    assert [lines(told) for told in examples(tmp_path / "first")] == [["user: Hi?", "assistant! Good"]]

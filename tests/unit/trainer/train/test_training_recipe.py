@@ -1,7 +1,5 @@
 """Whole attempts on tiny models: what a job's owner is promised."""
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.models import Layout, tiny_model
-from tests.support.training import NAMESPACE, UID, a_job, documents, packed, publish_data, train_here
+from tests.support.training import a_job, documents, history, packed, publish_data, stop_in_step, train_here, weights_digest
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.pod import PodConfig
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
 from tunewright_trainer.train import loss, recipe
@@ -37,19 +35,8 @@ def store(tmp_path: Path) -> LocalStore:
     return store
 
 
-def history(store: LocalStore, attempt: int = 1) -> list[dict[str, Any]]:
-    text = store.get_bytes(f"{NAMESPACE}/jobs/{UID}/metrics/train-{attempt}.jsonl").decode()
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def losses(store: LocalStore, attempt: int = 1) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in history(store, attempt) if "loss" in line}
-
-
-def weights_digest(store: LocalStore, outcome: Outcome) -> str:
-    assert outcome.artifact is not None
-    (weights,) = Path(outcome.artifact.uri).glob("*.safetensors")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def refused(config: PodConfig, store: LocalStore, work: Path) -> Refusal:
@@ -91,10 +78,10 @@ def test_a_stopped_run_goes_on_at_the_exact_step(
     job = a_job(hyperparameters=SHORT | {"earlyStopping": {"enabled": True}}, checkpointing={"everySteps": 100})
     undisturbed = LocalStore(tmp_path / "undisturbed")
     publish_data(undisturbed, tmp_path, train=ROWS, validation=VALIDATION)
-    expected = weights_digest(undisturbed, train_here(job, undisturbed, tmp_path))
+    expected = weights_digest(train_here(job, undisturbed, tmp_path))
 
     with monkeypatch.context() as patch:
-        _stop_in_step(patch, stop_after)
+        stop_in_step(patch, stop_after)
         with pytest.raises(process.Stopped) as stopped:
             train_here(job, store, tmp_path)
     told = stopped.value.outcome
@@ -104,23 +91,8 @@ def test_a_stopped_run_goes_on_at_the_exact_step(
 
     outcome = train_here(job, store, tmp_path, attempt=2)
     assert outcome.resumed_from_step == stop_after
-    assert weights_digest(store, outcome) == expected
+    assert weights_digest(outcome) == expected
     assert losses(store) | losses(store, 2) == losses(undisturbed)
-
-
-def _stop_in_step(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Ask for a stop while ``step`` is computed, as SIGTERM does."""
-    event = process.threading.Event()
-    patch.setattr(process, "stop_requested", event)
-    patch.setattr(recipe, "stop_requested", event)
-    plain = recipe.Run.step
-
-    def stopping(run: recipe.Run) -> None:
-        if run.counters.step + 1 == step:
-            event.set()
-        plain(run)
-
-    patch.setattr(recipe.Run, "step", stopping)
 
 
 def test_a_finished_run_that_comes_by_again_trains_and_publishes_nothing(
@@ -145,7 +117,7 @@ def test_early_stopping_returns_the_best_weights(store: LocalStore, tmp_path: Pa
     other = LocalStore(tmp_path / "other")
     publish_data(other, tmp_path, train=ROWS, validation=VALIDATION)
     until_best = train_here(a_job(hyperparameters=wild | {"maxSteps": best.step}), other, tmp_path)
-    assert weights_digest(store, outcome) == weights_digest(other, until_best)
+    assert weights_digest(outcome) == weights_digest(until_best)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(store: LocalStore, tmp_path: Path) -> None:
