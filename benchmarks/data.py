@@ -5,8 +5,9 @@
 
 All read the JSON lines, apply the chat format, tokenise, mask the prompt and pack into rows of 1,024 tokens; ours also checks every row, removes
 duplicates, draws a validation split, hashes what it writes and makes the report. Clocks run from the start of the process to its end; memory is the
-proportional share (PSS) of the process and its children, sampled, at its highest. Processor time is what others on the machine change least. LLaMA-Factory needs other versions of our libraries: it is installed
-(6 GB, with uv) into an environment of its own in the cache, at its first use. `--memory` compares ours with itself at a tenth of the rows.
+proportional share (PSS) of the process and its children, sampled, at its highest. Processor time is what others on the machine change least.
+LLaMA-Factory needs other versions of our libraries: it is installed (6 GB, with uv) into an environment of its own in the cache, at its first use.
+`--memory` compares ours with itself at a tenth of the rows.
 """
 
 import argparse

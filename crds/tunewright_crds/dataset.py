@@ -166,8 +166,9 @@ class NearDuplicates(Part):
 class Decontamination(
     Part,
     json_schema_extra=Rules(
-        ("self.enabled || self.against.size() == 0", AGAINST_ENABLED),
-        (f"self.against.all(uri, !uri.startsWith('hf://') || uri.matches('{DATA_PINNED}'))", PIN_DATA),
+        # The server checks the default, an empty object, as it stands.
+        ("!has(self.against) || self.against.size() == 0 || self.enabled", AGAINST_ENABLED),
+        (f"!has(self.against) || self.against.all(uri, !uri.startsWith('hf://') || uri.matches('{DATA_PINNED}'))", PIN_DATA),
     ),
 ):
     """Rows to train on that hold a piece of what is tested with."""

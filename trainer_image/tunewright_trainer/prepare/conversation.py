@@ -10,7 +10,7 @@ import orjson
 Message = Mapping[str, Any]
 """As chat templates take them: `role` (system, user, assistant, tool), `content`, an assistant's `tool_calls`, a tool's `name` and `tool_call_id`."""
 
-_UNCLEAN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_UNCLEAN: Final = bytes(set(range(0x20)) - set(b"\t\n") | {0x7F})
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # no tokenizer of instruction data needs them
 
 SAME: Final = "chosen and rejected are the same"
@@ -66,6 +66,8 @@ class Conversation:
 
     def cleaned(self) -> "Conversation":
         """Windows line ends as plain ones, and no control characters but tab and line feed."""
+        if not any(map(_is_unclean, self.texts)):
+            return self
         messages, rejected = (
             tuple({**message, "content": clean_text(message["content"])} for message in part) for part in (self.messages, self.rejected)
         )
@@ -119,7 +121,13 @@ def _rewritten(value: Any, change: Callable[[str], str]) -> Any:
 
 def clean_text(text: str) -> str:
     """See `Conversation.cleaned`."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n")) if _UNCLEAN.search(text) else text
+    return _CONTROL.sub("", text.replace("\r\n", "\n"))
+
+
+def _is_unclean(text: str) -> bool:
+    # Looking for characters of a set is ten times as fast in bytes, where they are the same.
+    data = text.encode(errors="surrogatepass")
+    return len(data.translate(None, _UNCLEAN)) < len(data)
 
 
 def as_text(value: Any, name: str) -> str:

@@ -7,17 +7,15 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from tunewright_crds.dataset import Overlong, TrainOn
-from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_trainer.prepare.boundaries import Boundaries
 from tunewright_trainer.prepare.conversation import SAME, Conversation, Drop
 from tunewright_trainer.prepare.near import Signatures, signatures
-from tunewright_trainer.prepare.skeleton import Skeletons
-from tunewright_trainer.prepare.template import ID_BYTES, Unrenderable, as_bytes, needs_end_of_text, render, tokenize
+from tunewright_trainer.prepare.rendering import CHECKED, Rendered, Renderer
+from tunewright_trainer.prepare.template import ID_BYTES, as_bytes, tokenize
 from tunewright_trainer.prepare.words import words
 
 IGNORED: Final = -100
 
-CHECKED: Final = 64  # texts that are tokenised in any case, to see that a teller says the same as the tokenizer
 OVERLONG: Final = "longer than maxLength"
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
@@ -66,19 +64,6 @@ class Teller(Protocol):
     def told(self, texts: Sequence[str], cuts: Sequence[Sequence[int]]) -> list[Told]: ...
 
 
-@dataclass(frozen=True)
-class _Rendered:
-    """The text of a conversation and the spans of it that are learned."""
-
-    text: str
-    spans: Sequence[tuple[int, int]]
-
-    @property
-    def cuts(self) -> list[int]:
-        """Where the text changes between learned and not."""
-        return sorted({cut for span in self.spans for cut in span if 0 < cut < len(self.text)})
-
-
 class Encoder:
     """Encodes conversations with one tokenizer and template.
 
@@ -87,24 +72,20 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, template: str, *, train_on: TrainOn, longest: int, overlong: Overlong, near: bool) -> None:
         self._tokenizer = tokenizer
-        self._template = template
-        self._train_on = train_on
+        self._renderer = Renderer(tokenizer, template, train_on)
         self._longest = longest
         self._overlong = overlong
         self._near = near
-        self._ends_text = needs_end_of_text(tokenizer, template)
         self._tellers: list[Teller] = [teller for teller in (words(tokenizer), Boundaries(tokenizer), _Plain(tokenizer)) if teller]
         self._unchecked = CHECKED
-        self._skeletons: Skeletons | None = Skeletons(tokenizer, template)
-        self._unfilled = CHECKED
 
     def encode(self, conversations: Sequence[Conversation]) -> Encoded:
         """Examples of at most the longest length. Those that are left out: refused by the template, too long, or with nothing to learn."""
-        rendered = [[self._rendered(document) for document in conversation.documents] for conversation in conversations]
+        rendered = [[self._renderer.rendered(document) for document in conversation.documents] for conversation in conversations]
         kept: dict[int, list[_Example]] = {}
         drops = {number: found.reason for number, documents in enumerate(rendered) for found in documents if isinstance(found, Drop)}
         truncated = 0
-        texts = [(number, found) for number, documents in enumerate(rendered) for found in documents if isinstance(found, _Rendered)]
+        texts = [(number, found) for number, documents in enumerate(rendered) for found in documents if isinstance(found, Rendered)]
         examples: dict[int, list[_Example]] = {}
         for (number, _), example in zip(texts, self._examples([text for _, text in texts]), strict=True):
             examples.setdefault(number, []).append(example)
@@ -137,86 +118,7 @@ class Encoder:
             signatures=signatures(["\n".join(conversations[number].texts) for number in kept]) if self._near and kept else None,
         )
 
-    def _rendered(self, conversation: Conversation) -> _Rendered | Drop:
-        if conversation.text:
-            text = conversation.text + (self._tokenizer.eos_token or "")
-            return _Rendered(text, [(0, len(text))])
-        try:
-            text, spans = self._filled(conversation) or self._as_written(conversation)
-        except Unrenderable as why:
-            return Drop(why.reason)
-        if conversation.messages[-1]["role"] == "assistant" and spans:
-            text = text[: max(spans[-1][1], 1)]
-            if self._ends_text:
-                text += self._tokenizer.eos_token
-                spans[-1] = (spans[-1][0], len(text))
-        return _Rendered(text, spans)
-
-    def _filled(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]] | None:
-        """The text and what is learned of it, where the template writes the same around any contents."""
-        contents = [message["content"] for message in conversation.messages]
-        plain = all(len(message) == 2 and message["role"] != "tool" for message in conversation.messages)
-        if self._skeletons is None or conversation.tools or not plain or not self._skeletons.fits(contents):
-            return None
-        roles = tuple(message["role"] for message in conversation.messages)
-        whole = self._skeletons.of(roles, generation_prompt=False)
-        if whole is None:
-            return None
-        text = whole.filled(contents)
-        spans = [(0, len(text))] if self._train_on is TrainOn.ALL else []
-        for at in [] if spans else self._learned(conversation):
-            prompt = self._skeletons.of(roles[:at], generation_prompt=True)
-            through = self._skeletons.of(roles[: at + 1], generation_prompt=False)
-            if not (prompt and through and prompt.begins(whole) and through.begins(whole)):
-                return None
-            spans.append(_answer(text, prompt.length(contents), through.length(contents)))
-        if self._unfilled:
-            self._unfilled -= 1
-            if (text, spans) != self._as_written(conversation):
-                self._skeletons = None
-                return None
-        return text, spans
-
-    def _as_written(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The text and what is learned of it, as the template writes this conversation and its beginnings."""
-        text = self._render(conversation)
-        if self._train_on is TrainOn.ALL:
-            return text, [(0, len(text))]
-        return text, [self._span(conversation, at, text) for at in self._learned(conversation)]
-
-    def _render(self, conversation: Conversation) -> str:
-        """The whole text, in which everything that was said about tools must be found again."""
-        text = render(self._tokenizer, conversation.messages, self._template, generation_prompt=False, tools=conversation.tools)
-        for tool in conversation.tools:
-            if str(tool["function"].get("name")) not in text:
-                raise Unrenderable("the chat template leaves out the tools")
-        for message in conversation.messages:
-            if any(call["function"]["name"] not in text for call in message.get("tool_calls", ())):
-                raise Unrenderable("the chat template leaves out calls of tools")
-            if message["role"] == "tool" and message["content"].strip() not in text:
-                raise Unrenderable("the chat template leaves out answers of tools")
-        return text
-
-    def _learned(self, conversation: Conversation) -> list[int]:
-        answers = conversation.answers
-        return answers[-1:] if self._train_on is TrainOn.LAST_RESPONSE else answers
-
-    def _span(self, conversation: Conversation, at: int, text: str) -> tuple[int, int]:
-        """Where in `text` answer `at` begins and where its end-of-turn ends."""
-        messages, tools = conversation.messages, conversation.tools
-        prompt = render(self._tokenizer, messages[:at], self._template, generation_prompt=True, tools=tools)
-        last = at == len(messages) - 1
-        through = text if last else render(self._tokenizer, messages[: at + 1], self._template, generation_prompt=False, tools=tools)
-        if not (text.startswith(prompt) and text.startswith(through)):
-            raise Refusal(
-                FailureCode.CONFIG_INVALID,
-                "the chat template writes a conversation's beginning differently once more messages follow, so that the prompt of training would "
-                "not be that of serving; give a template that does not, or set dataset.trainOn: last-response",
-                param="spec.model.chatTemplate",
-            )
-        return _answer(text, len(prompt), len(through))
-
-    def _examples(self, rendered: Sequence[_Rendered]) -> list["_Example"]:
+    def _examples(self, rendered: Sequence[Rendered]) -> list["_Example"]:
         texts, cuts = [one.text for one in rendered], [one.cuts for one in rendered]
         told = self._told(texts, cuts)
         # All texts go to the tokenizer at once: it works on many in parallel.
@@ -233,7 +135,7 @@ class Encoder:
         """By the first teller that told the truth of the texts whose tokens and beginnings were compared."""
         told = self._tellers[0].told(texts, cuts)
         compared = range(min(self._unchecked, len(texts)))
-        if not all(self._is_true(texts[number], cuts[number], told[number]) for number in compared):
+        if len(self._tellers) > 1 and not all(self._is_true(texts[number], cuts[number], told[number]) for number in compared):
             del self._tellers[0]
             self._unchecked = CHECKED
             return self._told(texts, cuts)
@@ -245,13 +147,13 @@ class Encoder:
         whole, *beginnings = map(as_bytes, tokenize(self._tokenizer, [text, *(text[:cut] for cut in cuts)]))
         return ids == whole and (places is None or [ids[: places[cut] * ID_BYTES] for cut in cuts] == beginnings)
 
-    def _compared(self, rendered: _Rendered, whole: bytes, prefixes: Sequence[bytes]) -> tuple[bytes, Mapping[int, int]]:
+    def _compared(self, rendered: Rendered, whole: bytes, prefixes: Sequence[bytes]) -> tuple[bytes, Mapping[int, int]]:
         """Ids and places from the tokens of the whole text and of the beginnings up to each cut."""
         if all(map(whole.startswith, prefixes)):
             return whole, {cut: len(prefix) // ID_BYTES for cut, prefix in zip(rendered.cuts, prefixes, strict=True)}
         return self._piecewise(rendered, prefixes)
 
-    def _piecewise(self, rendered: _Rendered, prefixes: Sequence[bytes]) -> tuple[bytes, dict[int, int]]:
+    def _piecewise(self, rendered: Rendered, prefixes: Sequence[bytes]) -> tuple[bytes, dict[int, int]]:
         """Ids where a token would reach over a cut: the text goes on from the prompt's own ids wherever these go on from what is there."""
         starts = {start for start, _ in rendered.spans}
         ids = b""
@@ -265,12 +167,6 @@ class Encoder:
             places[cut], done = len(ids) // ID_BYTES, cut
         ids += as_bytes(tokenize(self._tokenizer, [rendered.text[done:]])[0])
         return ids, places
-
-
-def _answer(text: str, start: int, end: int) -> tuple[int, int]:
-    """White space after the end-of-turn is the template's, not the model's to write."""
-    stripped = len(text[:end].rstrip())
-    return start, stripped if stripped > start else end
 
 
 class _Plain:
@@ -306,7 +202,7 @@ class _Example:
 _NOTHING: Final = as_bytes([IGNORED])
 
 
-def _example(rendered: _Rendered, ids: bytes, places: Mapping[int, int]) -> _Example:
+def _example(rendered: Rendered, ids: bytes, places: Mapping[int, int]) -> _Example:
     """`places` says how many tokens lie before each cut."""
     ends = {0: 0, **places, len(rendered.text): len(ids) // ID_BYTES}
     # Nothing predicts the first token.
