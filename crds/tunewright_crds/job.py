@@ -132,13 +132,7 @@ _NEEDS_ADAPTER: Final = (
 )
 
 
-class Method(
-    Part,
-    json_schema_extra=Rules(
-        (f"self.objective == 'dpo' || ({' && '.join(untouched(Dpo, at='self.dpo'))})", _DPO_ALONE),
-        ("self.objective != 'dpo' || self.tuner != 'full'", _NEEDS_ADAPTER),
-    ),
-):
+class Method(Part):
     """How the model is tuned.
 
     The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
@@ -351,6 +345,8 @@ _PAIR_FORMATS: Final = (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST
 class JobSpec(
     Part,
     json_schema_extra=Rules(
+        (f"self.method.objective == 'dpo' || ({' && '.join(untouched(Dpo, at='self.method.dpo'))})", _DPO_ALONE),
+        ("self.method.objective != 'dpo' || self.method.tuner != 'full'", _NEEDS_ADAPTER),
         ("self.method.objective != 'dpo' || self.dataset.ref == ''", _REF_HAS_NO_PAIRS),
         (
             "self.method.objective != 'dpo' || self.dataset.sources.all(s, s.template == '' && (s.format == 'auto' || s.format == 'preference' || s.format == 'oasst'))",
