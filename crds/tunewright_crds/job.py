@@ -121,7 +121,7 @@ class Dpo(Part):
         0.0,
         alias="labelSmoothing",
         ge=0,
-        lt=0.5,
+        le=0.5,  # the API server compares a whole number, such as 0, with the bound's whole part
         description="Share of the pairs that are expected to be the wrong way round (conservative DPO: Mitchell 2023).",
     )
 

@@ -54,7 +54,7 @@ REFUSED = {
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
     "dpo that is told the wrong thing for sure": (
         "method",
-        {"objective": "dpo", "dpo": {"labelSmoothing": 0.5}},
+        {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
