@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tunewright_crds.instruction_dataset import InstructionDatasetSpec, InstructionDatasetStatus
 from tunewright_crds.names import DatasetPhase
 from tunewright_operator.observed import ObservedDataset
-from tunewright_operator.plan import Plan, tell_invalid
+from tunewright_operator.plan import Plan, decide, tell_invalid
 from tunewright_operator.preparation import hear_preparation, prepare
 from tunewright_operator.retention import hold, leave_the_deleted
 from tunewright_operator.settings import Settings
@@ -19,13 +19,9 @@ SETTLED: Final = (DatasetPhase.READY, DatasetPhase.FAILED)
 
 
 def reconcile_dataset(seen: ObservedDataset, settings: Settings) -> Plan[InstructionDatasetStatus]:
-    """What to do about one InstructionDataset, now. Each step says whether the pass ends with it."""
+    """What to do about one InstructionDataset, now."""
     work = DatasetWork.on(seen, settings)
-    for step in STEPS:
-        if step(work):
-            break
-    if not work.plan.doubtful and not seen.owner.id.deleting:
-        work.status.observed_generation = seen.owner.id.generation
+    decide(work, STEPS)
     return work.plan
 
 

@@ -1,14 +1,16 @@
 """What a pass over a job or an InstructionDataset decides, and what the steps of the pass share while they decide it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from tunewright_crds.errors import ADVICE, FailureCode
-from tunewright_crds.job import ErrorStatus, PreparationRetries
+from tunewright_crds.instruction_dataset import InstructionDatasetSpec
+from tunewright_crds.job import ErrorStatus, JobSpec
 from tunewright_crds.names import Condition
 from tunewright_crds.pod import PodConfig, clean
 from tunewright_operator.conditions import Truth, condition, set_condition
@@ -42,13 +44,17 @@ class Plan(Generic[S]):
     doubtful: bool = False  # something is missing: look at the API server itself and decide again; nothing else of the plan counts
 
 
+P = TypeVar("P", bound=JobSpec | InstructionDatasetSpec)
+
+
 @dataclass
-class Pass(ABC, Generic[S]):
+class Pass(ABC, Generic[S, P]):
     """One pass over a resource that has data prepared. Steps read ``seen`` and write ``plan``."""
 
     seen: Family
     settings: Settings
     plan: Plan[S]
+    spec: P | None = None
 
     data_condition: ClassVar[Condition]  # tells of the data
 
@@ -57,11 +63,6 @@ class Pass(ABC, Generic[S]):
     def config(self) -> PodConfig:
         """What the pods are told."""
 
-    @property
-    @abstractmethod
-    def retries(self) -> PreparationRetries:
-        """How often preparing may be tried again."""
-
     @abstractmethod
     def begin(self) -> None:
         """Writes the phase of preparing."""
@@ -69,6 +70,13 @@ class Pass(ABC, Generic[S]):
     @abstractmethod
     def give_up(self) -> None:
         """Writes the phase of failure, and what belongs to it."""
+
+    @property
+    def wanted(self) -> P:
+        """The typed spec, once it is read."""
+        if self.spec is None:
+            raise RuntimeError("the spec is used before it is read")
+        return self.spec
 
     @property
     def now(self) -> datetime:
@@ -136,7 +144,20 @@ class Pass(ABC, Generic[S]):
         self.tell(code.value, message, unique="failed", warning=True)
 
 
-def tell_invalid(work: Pass[S], invalid: ValidationError) -> None:
+W = TypeVar("W", bound=Pass[Any, Any])
+
+
+def decide(work: W, steps: Iterable[Callable[[W], bool]]) -> None:
+    """Takes the steps, of which each says whether the pass ends with it."""
+    for step in steps:
+        if step(work):
+            break
+    owner = work.seen.owner.id
+    if not work.plan.doubtful and not owner.deleting:
+        work.status.observed_generation = owner.generation
+
+
+def tell_invalid(work: Pass[Any, Any], invalid: ValidationError) -> None:
     """Fails for a spec that makes no sense, with the field's name."""
     first = invalid.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(["spec", *(str(part) for part in first["loc"])])

@@ -13,12 +13,12 @@ from tunewright_operator.observed import Batch
 from tunewright_operator.plan import Pass
 
 
-def hear_preparation(work: Pass[Any]) -> bool:
+def hear_preparation(work: Pass[Any, Any]) -> bool:
     """Learns what became of the data's preparation; True where the pass ends with that."""
     return not work.status.dataset and (_hear_shards(work) or _hear_prepared(work))
 
 
-def _hear_shards(work: Pass[Any]) -> bool:
+def _hear_shards(work: Pass[Any, Any]) -> bool:
     batch = work.seen.shards
     if batch is None or batch.complete:
         return False
@@ -35,7 +35,7 @@ def _hear_shards(work: Pass[Any]) -> bool:
     return work.failed
 
 
-def _hear_prepared(work: Pass[Any]) -> bool:
+def _hear_prepared(work: Pass[Any, Any]) -> bool:
     batch = work.seen.preparation
     if batch is None:
         return False
@@ -60,7 +60,7 @@ def _hear_prepared(work: Pass[Any]) -> bool:
     return work.failed
 
 
-def _watch(work: Pass[Any], batch: Batch) -> bool:
+def _watch(work: Pass[Any, Any], batch: Batch) -> bool:
     if batch.id.deleting:
         return False
     reason, message = (Reason.VALIDATING_DATA, "the data is being prepared")
@@ -79,7 +79,7 @@ def _watch(work: Pass[Any], batch: Batch) -> bool:
     return False
 
 
-def _try_again(work: Pass[Any], verdict: Ending) -> None:
+def _try_again(work: Pass[Any, Any], verdict: Ending) -> None:
     if verdict.cls is FailureClass.OUT_OF_MEMORY:  # there is no micro-batch to halve
         work.fail(FailureCode.OUT_OF_MEMORY, f"data preparation: {verdict.message}", verdict.param)
     else:
@@ -90,7 +90,7 @@ def _try_again(work: Pass[Any], verdict: Ending) -> None:
         work.mark(work.data_condition, "False", verdict.reason, verdict.message)
 
 
-def prepare(work: Pass[Any]) -> bool:
+def prepare(work: Pass[Any, Any]) -> bool:
     """Has the data prepared, once: read in parts if that is wanted, then prepared. True while that is not done. No GPU is asked for before."""
     if work.status.dataset:
         return False

@@ -20,20 +20,16 @@ from tunewright_operator import builders
 from tunewright_operator.attempts import deadline, hear_attempts, past_deadline, train
 from tunewright_operator.conditions import condition
 from tunewright_operator.observed import Observed, Prepared, read_dataset_status
-from tunewright_operator.plan import Plan, tell_invalid
+from tunewright_operator.plan import Plan, decide, tell_invalid
 from tunewright_operator.preparation import hear_preparation, prepare
 from tunewright_operator.settings import Settings
 from tunewright_operator.work import Work
 
 
 def reconcile(seen: Observed, settings: Settings) -> Plan[JobStatus]:
-    """What to do about one job, now. Each step says whether the pass ends with it."""
+    """What to do about one job, now."""
     work = Work.on(seen, settings)
-    for step in STEPS:
-        if step(work):
-            break
-    if not work.plan.doubtful and not seen.job.id.deleting:
-        work.status.observed_generation = seen.job.id.generation
+    decide(work, STEPS)
     return work.plan
 
 

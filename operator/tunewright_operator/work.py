@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tunewright_crds.instruction_dataset import InstructionDatasetSpec, InstructionDatasetStatus
-from tunewright_crds.job import AttemptStatus, Hyperparameters, JobSpec, JobStatus, PreparationRetries, Resources, Retries
+from tunewright_crds.job import AttemptStatus, Hyperparameters, JobSpec, JobStatus, Resources, Retries
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
 from tunewright_crds.pod import PodConfig, Published
 from tunewright_operator import builders
@@ -13,11 +13,10 @@ from tunewright_operator.settings import Settings
 
 
 @dataclass
-class Work(Pass[JobStatus]):
+class Work(Pass[JobStatus, JobSpec]):
     """One pass over one job."""
 
     seen: Observed
-    spec: JobSpec | None = None
     artifact: Published | None = None  # what the last attempt published, heard in this pass
     reached: int = 0  # its last step
 
@@ -27,17 +26,6 @@ class Work(Pass[JobStatus]):
     def on(cls, seen: Observed, settings: Settings) -> "Work":
         """The start of a pass: the status as it stands, nothing decided."""
         return cls(seen, settings, Plan(read_status(seen.job.raw_status)))
-
-    @property
-    def wanted(self) -> JobSpec:
-        """The typed spec, once it is read."""
-        if self.spec is None:
-            raise RuntimeError("the spec is used before it is read")
-        return self.spec
-
-    @property
-    def retries(self) -> PreparationRetries:
-        return self.wanted.retries
 
     @property
     def config(self) -> PodConfig:
@@ -81,11 +69,10 @@ class Work(Pass[JobStatus]):
 
 
 @dataclass
-class DatasetWork(Pass[InstructionDatasetStatus]):
+class DatasetWork(Pass[InstructionDatasetStatus, InstructionDatasetSpec]):
     """One pass over one InstructionDataset."""
 
     seen: ObservedDataset
-    spec: InstructionDatasetSpec | None = None
 
     data_condition = Condition.READY
 
@@ -93,17 +80,6 @@ class DatasetWork(Pass[InstructionDatasetStatus]):
     def on(cls, seen: ObservedDataset, settings: Settings) -> "DatasetWork":
         """The start of a pass: the status as it stands, nothing decided."""
         return cls(seen, settings, Plan(read_dataset_status(seen.owner.raw_status)))
-
-    @property
-    def wanted(self) -> InstructionDatasetSpec:
-        """The typed spec, once it is read."""
-        if self.spec is None:
-            raise RuntimeError("the spec is used before it is read")
-        return self.spec
-
-    @property
-    def retries(self) -> PreparationRetries:
-        return self.wanted.retries
 
     @property
     def config(self) -> PodConfig:
