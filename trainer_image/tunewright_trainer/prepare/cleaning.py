@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 from tunewright_crds.dataset import Cleaning, PersonalData, Split
@@ -23,8 +24,8 @@ class Cleaner:
 
     def aside(self) -> "Cleaner":
         """One that holds out for this one, and counts for itself."""
-        other = Cleaner(self.rules)
-        other._held_out = self._held_out
+        other = copy(self)
+        other.masked, other.languages = Counter(), Counter()
         return other
 
     def hold_out(self, rows: Iterable[Conversation]) -> None:

@@ -1,5 +1,6 @@
 """The language that a text is in."""
 
+from functools import cached_property
 from typing import Any, Final
 
 from tunewright_crds.dataset import LANGUAGES
@@ -16,11 +17,14 @@ class Languages:
     py3langid rather than lingua: as good on short answers, five times as fast, and 5 MB of models instead of 96.
     """
 
-    def __init__(self) -> None:
+    @cached_property
+    def _identifier(self) -> Any:
+        """Loaded once there is a text: a pod that joins what others have read needs none."""
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-        self._identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_LEAST_CONFIDENCE)
-        self._identifier.set_languages(LANGUAGES)  # without the dialects, which take short texts away from them
+        identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_LEAST_CONFIDENCE)
+        identifier.set_languages(LANGUAGES)  # without the dialects, which take short texts away from them
+        return identifier
 
     def of(self, text: str) -> str:
         """One of `LANGUAGES`, or `UNSURE`."""
