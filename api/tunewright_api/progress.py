@@ -18,9 +18,9 @@ from tunewright_api.cache import Cache, Object
 from tunewright_api.errors import Conflict, Forbidden, Gone, Invalid, Unavailable
 from tunewright_api.kube import Kube, KubeError, KubeUnreachable
 from tunewright_crds import names
-from tunewright_crds.job import CheckpointStatus
 from tunewright_crds.names import Phase
 from tunewright_crds.pod import ProgressReport, clean
+from tunewright_crds.status import CheckpointStatus
 
 MAX_JOBS: Final = 10_000  # jobs whose pace is remembered; one that falls out may write once more than it should
 MAX_INTEGER: Final = 2**53 - 1  # what every JSON reader keeps exactly

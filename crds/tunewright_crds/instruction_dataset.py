@@ -7,8 +7,10 @@ from pydantic import Field, field_validator
 
 from tunewright_crds.dataset import DataFormat, Dataset
 from tunewright_crds.fields import Part, Rules
-from tunewright_crds.job import Model, PodResources, PreparationRetries, PreparationStatus
+from tunewright_crds.job import Model, PreparationRetries
 from tunewright_crds.names import DatasetPhase
+from tunewright_crds.resources import PodResources
+from tunewright_crds.status import PreparationStatus
 
 _FIXED = "is fixed: apply an InstructionDataset of another name, such as support-v2"
 _OWN = "an InstructionDataset names its own sources: leave ref out"

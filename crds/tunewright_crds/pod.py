@@ -8,7 +8,8 @@ from pydantic import Field
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
 from tunewright_crds.fields import MAX_MESSAGE, Part
-from tunewright_crds.job import BestCheckpoint, CheckpointStatus, JobSpec, Progress
+from tunewright_crds.job import JobSpec
+from tunewright_crds.status import BestCheckpoint, CheckpointStatus, Progress
 
 MAX_TERMINATION_BYTES: Final = 4096  # the kubelet keeps no more
 MAX_PROGRESS_BYTES: Final = 65_536

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from tunewright_crds.fields import Part, SecretName
-from tunewright_crds.job import ConditionStatus, ServingResources
+from tunewright_crds.resources import ServingResources
+from tunewright_crds.status import ConditionStatus
 
 
 class Kind(StrEnum):

@@ -5,9 +5,9 @@ from typing import Final
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureClass, FailureCode
-from tunewright_crds.job import MAX_ATTEMPTS_TOLD, AttemptStatus
 from tunewright_crds.names import Condition, Phase, Reason
 from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.status import MAX_ATTEMPTS_TOLD, AttemptStatus
 from tunewright_operator import builders
 from tunewright_operator.budgets import OBSTACLE_SECONDS, spend, waits_for_its_turn
 from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck

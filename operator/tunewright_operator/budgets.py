@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from tunewright_crds.errors import FailureClass, FailureCode
-from tunewright_crds.job import Requeue
+from tunewright_crds.status import Requeue
 from tunewright_operator.failures import Ending
 from tunewright_operator.plan import Pass
 

@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Literal
 
-from tunewright_crds.job import ConditionStatus
 from tunewright_crds.pod import clean
+from tunewright_crds.status import ConditionStatus
 
 Truth = Literal["True", "False", "Unknown"]
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureCode
-from tunewright_crds.job import JobStatus, PreparationStatus
 from tunewright_crds.names import Phase
+from tunewright_crds.status import JobStatus, PreparationStatus
 from tunewright_operator import builders
 from tunewright_operator.budgets import OBSTACLE_SECONDS
 from tunewright_operator.cluster import Cluster, ClusterError, Conflict, Gone, Refused

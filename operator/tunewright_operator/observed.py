@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tunewright_crds import names
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
-from tunewright_crds.job import JobStatus, PreparationStatus
+from tunewright_crds.status import JobStatus, PreparationStatus
 
 Manifest = Mapping[str, Any]
 

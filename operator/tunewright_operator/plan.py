@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from tunewright_crds.errors import ADVICE, FailureCode
 from tunewright_crds.instruction_dataset import InstructionDatasetSpec
-from tunewright_crds.job import ErrorStatus, JobSpec
+from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Condition
 from tunewright_crds.pod import PodConfig, clean
+from tunewright_crds.status import ErrorStatus
 from tunewright_operator.conditions import Truth, condition, set_condition
 from tunewright_operator.observed import Batch, Family, S
 from tunewright_operator.settings import Settings

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
-from tunewright_crds.job import JobStatus, ModelStatus, read_spec
+from tunewright_crds.job import read_spec
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
+from tunewright_crds.status import JobStatus, ModelStatus
 from tunewright_crds.tuned_model import Serving
 from tunewright_operator import builders
 from tunewright_operator.attempts import deadline, hear_attempts, past_deadline, train

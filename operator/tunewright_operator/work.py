@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from tunewright_crds.hyperparameters import Hyperparameters
 from tunewright_crds.instruction_dataset import InstructionDatasetSpec, InstructionDatasetStatus
-from tunewright_crds.job import AttemptStatus, Hyperparameters, JobSpec, JobStatus, Resources, Retries
+from tunewright_crds.job import JobSpec, Retries
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
 from tunewright_crds.pod import PodConfig, Published
+from tunewright_crds.resources import Resources
+from tunewright_crds.status import AttemptStatus, JobStatus
 from tunewright_operator import builders
 from tunewright_operator.observed import Observed, ObservedDataset, read_dataset_status, read_status
 from tunewright_operator.plan import Pass, Plan

@@ -13,8 +13,8 @@ from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
-from tunewright_crds.job import CheckpointStatus, JobStatus
 from tunewright_crds.pod import Failed, Outcome, Published
+from tunewright_crds.status import CheckpointStatus, JobStatus
 from tunewright_operator.controller import dump, status_changes
 from tunewright_operator.datasets import reconcile_dataset
 from tunewright_operator.observed import Batch, Job, Observed, ObservedDataset, Pod, Prepared, S, Served, read_dataset_status, read_status

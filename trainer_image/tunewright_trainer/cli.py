@@ -10,7 +10,7 @@ import typer
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import Tuner
+from tunewright_crds.method import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer.process import do_without, ending, work_under_way
 

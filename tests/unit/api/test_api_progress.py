@@ -9,8 +9,8 @@ import pytest
 from tests.support.front_end import FakeKube, in_process, thing
 from tunewright_api.progress import Pace, read_report
 from tunewright_crds import names
-from tunewright_crds.job import CheckpointStatus
 from tunewright_crds.pod import MAX_PROGRESS_BYTES
+from tunewright_crds.status import CheckpointStatus
 
 REPORT: dict[str, Any] = {
     "job": {"namespace": "team-a", "name": "job", "uid": "uid-1"},

@@ -5,7 +5,9 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from tunewright_crds.job import InstructionTuningJob, JobSpec, Precision, Tuner, read_spec
+from tunewright_crds.hyperparameters import Precision
+from tunewright_crds.job import InstructionTuningJob, JobSpec, read_spec
+from tunewright_crds.method import Tuner
 from tunewright_crds.tuned_model import Artifact, Base
 
 SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
@@ -72,7 +74,7 @@ def test_what_cannot_work_is_refused_by_name(path: str, value: object, blamed: s
 
 
 DPO_REFUSED = {
-    "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "holds no preferences"),
+    "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
     "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "every source holds preferences"),
     "another format": ("dataset.sources.0.format", "alpaca", "every source holds preferences"),
     "prompts that are learned": ("dataset.trainOn", "all", "only answers are compared"),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tunewright_crds.dataset import DataFormat, Source, Targets
-from tunewright_crds.job import Objective
+from tunewright_crds.method import Objective
 from tunewright_trainer.prepare import preferences, trees
 from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, texts_of
 from tunewright_trainer.prepare.fields import Fields

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from tunewright_crds.dataset import DatasetStatus, Split
-from tunewright_crds.job import Objective
+from tunewright_crds.method import Objective
 from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints

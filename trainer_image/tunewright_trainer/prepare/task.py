@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds.dataset import Dataset, Split
-from tunewright_crds.job import Objective
+from tunewright_crds.method import Examples, Objective
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
@@ -53,7 +53,7 @@ class Task:
     @property
     def pairs(self) -> bool:
         """Whether the examples are pairs of preferences."""
-        return self.config.spec.method.objective is Objective.DPO
+        return self.config.spec.method.examples is Examples.PREFERENCES
 
     @property
     def seed(self) -> int:

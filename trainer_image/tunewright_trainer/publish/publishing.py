@@ -12,7 +12,8 @@ from typing import Any, Final
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import OutputForm, Tuner
+from tunewright_crds.job import OutputForm
+from tunewright_crds.method import Tuner
 from tunewright_crds.pod import PodConfig, Published
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import Kind

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import torch
 
-from tunewright_crds.job import CheckpointStatus
+from tunewright_crds.status import CheckpointStatus
 from tunewright_crds.storage import MANIFEST, step_name
 from tunewright_trainer.storage import Damaged, Store, fetch_folder, publish_folder, read_manifest
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from tunewright_crds import names
-from tunewright_crds.job import CheckpointStatus, Metric, Progress
 from tunewright_crds.pod import JobIdentity, ProgressReport
+from tunewright_crds.status import CheckpointStatus, Metric, Progress
 
 log = logging.getLogger(__name__)
 

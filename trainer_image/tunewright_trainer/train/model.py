@@ -12,7 +12,9 @@ from typing import Any, Final
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import JobSpec, Precision, Tuner
+from tunewright_crds.hyperparameters import Precision
+from tunewright_crds.job import JobSpec
+from tunewright_crds.method import Tuner
 from tunewright_trainer.train import attention
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from tunewright_crds.job import JobSpec, Objective
+from tunewright_crds.job import JobSpec
+from tunewright_crds.method import Objective
 from tunewright_trainer.train.data import MicroBatch, Row, Rows
 from tunewright_trainer.train.dpo import Dpo
 from tunewright_trainer.train.loss import Sft

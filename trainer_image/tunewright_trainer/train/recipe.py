@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import BestCheckpoint, JobSpec
+from tunewright_crds.job import JobSpec
 from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
 from tunewright_trainer import publish
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way

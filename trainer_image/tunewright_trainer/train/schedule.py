@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from tunewright_crds.job import JobSpec, Objective, Scheduler, Tuner
+from tunewright_crds.hyperparameters import Scheduler
+from tunewright_crds.job import JobSpec
+from tunewright_crds.method import Objective, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5

@@ -1,6 +1,6 @@
 """Early stopping: when validation no longer improves, and which weights were best."""
 
-from tunewright_crds.job import EarlyStopping
+from tunewright_crds.hyperparameters import EarlyStopping
 from tunewright_trainer.train.checkpoints import Counters
 
 

@@ -1,0 +1,81 @@
+"""Numbers of the optimisation."""
+
+from enum import StrEnum
+
+from pydantic import Field, model_validator
+
+from tunewright_crds.fields import AutoCount, AutoRate, Part
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Scheduler(StrEnum):
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class EarlyStopping(Part):
+    """Stop when validation no longer improves, and return the best weights seen."""
+
+    enabled: bool = Field(False, description="Needs validation rows.")
+    patience: int = Field(3, ge=1, le=1000, description="So many evaluations in a row without improvement.")
+    min_delta: float = Field(0.0, alias="minDelta", ge=0, description="An evaluation loss lower by more than this counts as improvement.")
+
+
+class Hyperparameters(Part):
+    """Numbers of the optimisation."""
+
+    epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the train rows. maxSteps wins where it is set.")
+    max_steps: int | None = Field(None, alias="maxSteps", ge=1, le=100_000_000, description="Optimizer steps, instead of epochs.")
+    learning_rate: AutoRate = Field(
+        "auto",
+        alias="learningRate",
+        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full; with objective dpo 5e-6).",
+    )
+    batch_size: int = Field(
+        16,
+        alias="batchSize",
+        ge=1,
+        le=65_536,
+        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences; with objective dpo: pairs).",
+    )
+    micro_batch_size: AutoCount = Field(
+        "auto",
+        alias="microBatchSize",
+        description="Sequences per forward pass; must divide batchSize. auto: as many as keep within about 4,096 tokens.",
+    )
+    scheduler: Scheduler = Field(Scheduler.COSINE, description="How the learning rate falls after the warm-up.")
+    warmup_ratio: float = Field(
+        0.03, alias="warmupRatio", ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
+    )
+    weight_decay: float = Field(0.0, alias="weightDecay", ge=0, le=1, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, alias="maxGradNorm", gt=0, le=1000, description="Gradients are clipped to this norm.")
+    label_smoothing: float = Field(
+        0.0, alias="labelSmoothing", ge=0, lt=1, description="Share of the target spread evenly over the vocabulary (objective sft)."
+    )
+    precision: Precision = Field(
+        Precision.AUTO, description="Numbers of the forward pass: bf16, fp32, or auto (bf16 where the hardware is fast at it)."
+    )
+    gradient_checkpointing: bool = Field(
+        False, alias="gradientCheckpointing", description="Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    seed: int = Field(
+        42, ge=0, le=2**31 - 1, description="Seed of split, order, initialisation and dropout: the same seed and data give the same model."
+    )
+    early_stopping: EarlyStopping = Field(
+        default_factory=EarlyStopping, alias="earlyStopping", description="Stop when validation no longer improves."
+    )
+    evaluations_per_epoch: float = Field(
+        1.0, alias="evaluationsPerEpoch", gt=0, le=1000, description="How often the validation loss is measured."
+    )
+
+    @model_validator(mode="after")
+    def _micro_batch(self) -> "Hyperparameters":
+        if isinstance(self.micro_batch_size, int) and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"microBatchSize {self.micro_batch_size} does not divide batchSize {self.batch_size}")
+        return self

@@ -1,0 +1,60 @@
+"""What pods ask for."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tunewright_crds.fields import Part, Quantity
+
+
+class Toleration(Part):
+    """A Kubernetes toleration."""
+
+    key: str = Field("", max_length=317, description="Taint key; empty with operator Exists matches all.")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="How key and value are compared.")
+    value: str = Field("", max_length=63, description="Taint value.")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="Taint effect; empty matches all.")
+    toleration_seconds: int | None = Field(
+        None, alias="tolerationSeconds", ge=0, le=31_536_000, description="How long a NoExecute taint is tolerated."
+    )
+
+
+class PodResources(Part):
+    """What a preparing pod asks for."""
+
+    cpu: Quantity = Field("2", description="Processors asked for.")
+    memory: Quantity = Field("8Gi", description="Memory: request and limit.")
+    scratch: Quantity = Field("20Gi", description="Size limit of the pod's scratch volume: model, data and local checkpoints.")
+    image: str = Field("", max_length=512, description="Trainer image instead of the install's own.")
+    node_selector: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]] = Field(
+        default_factory=dict, alias="nodeSelector", max_length=16, description="Labels that a node must have."
+    )
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=16, description="Taints that the pods tolerate.")
+    service_account_name: str = Field(
+        "",
+        alias="serviceAccountName",
+        max_length=253,
+        description="ServiceAccount of the pods, for workload identity. Default: the namespace's default.",
+    )
+
+
+class Resources(PodResources):
+    """What a training pod asks for. Data preparation asks for the same processors and memory, and never for a GPU."""
+
+    gpus: int = Field(0, ge=0, le=1, description="GPUs of the training pod: 0 trains on processors.")
+    gpu_resource: str = Field(
+        "nvidia.com/gpu",
+        alias="gpuResource",
+        pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
+        max_length=128,
+        description="Name of the GPU resource.",
+    )
+    priority_class_name: str = Field("", alias="priorityClassName", max_length=253, description="PriorityClass of the training pod.")
+
+
+class ServingResources(Part):
+    """What a serving pod asks for."""
+
+    cpu: Quantity = Field("1", description="Processors asked for.")
+    memory: Quantity = Field("4Gi", description="Memory: request and limit.")
+    gpus: int = Field(0, ge=0, le=16, description="GPUs of a serving pod.")
