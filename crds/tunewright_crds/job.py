@@ -13,8 +13,8 @@ from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import MODEL_PINNED, PIN_MODEL, AutoCount, ModelUri, Part, Rules, SecretName, claim_of, untouched
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, either, misplaced
-from tunewright_crds.resources import Resources, ServingResources
+from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, Objective, Tuner, either, misplaced
+from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
 
 MAX_CLAIMS: Final = 8  # volumes that a pod mounts
@@ -113,6 +113,7 @@ _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
 _ANSWERS_ONLY: Final = "with objective dpo only answers are compared: trainOn is response or last-response"
+_NOT_SHARDED: Final = "resources.sharding: full is for objectives sft and dpo, and not for tuner qlora, whose base is small already"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
@@ -155,6 +156,7 @@ class JobSpec(
         ("self.method.objective != 'dpo' || self.method.tuner != 'full'", NEEDS_ADAPTER),
         ("self.method.objective != 'dpo' || self.dataset.trainOn != 'all'", _ANSWERS_ONLY),
         ("self.method.objective != 'dpo' || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING),
+        ("self.resources.sharding != 'full' || (self.method.objective in ['sft', 'dpo'] && self.method.tuner != 'qlora')", _NOT_SHARDED),
     ),
 ):
     """What is wanted."""
@@ -207,6 +209,19 @@ class JobSpec(
     def _early_stopping_has_validation(self) -> "JobSpec":
         if self.hyperparameters.early_stopping.enabled and not (self.dataset.ref or self.dataset.has_validation):
             raise ValueError("earlyStopping needs validation rows: set validationFraction, or a source with split: validation")
+        return self
+
+    @property
+    def shards_model(self) -> bool:
+        """Whether several processes spread the weights over themselves, rather than each having a copy."""
+        automatic = self.method.tuner is Tuner.FULL and self.method.objective is Objective.SFT
+        return self.resources.sharding is Sharding.FULL or (self.resources.sharding is Sharding.AUTO and automatic)
+
+    @model_validator(mode="after")
+    def _shardable(self) -> "JobSpec":
+        shardable = self.method.objective in (Objective.SFT, Objective.DPO) and self.method.tuner is not Tuner.QLORA
+        if self.resources.sharding is Sharding.FULL and not shardable:
+            raise ValueError(_NOT_SHARDED)
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.method import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_trainer import launch
 from tunewright_trainer.process import do_without, ending, work_under_way
 
 app = typer.Typer(name="tunewright-trainer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -21,6 +22,7 @@ Config = Annotated[Path, typer.Option(help="The job's resolved config, as the op
 Manifest = Annotated[
     Path, typer.Argument(help="An InstructionTuningJob; addresses in it may be paths of this machine.", show_default=False)
 ]
+Processes = Annotated[int | None, typer.Option(min=1, max=64, help="Processes that train together on this machine; default: one a GPU.")]
 Output = Annotated[Path, typer.Option(help="Folder for everything that is made.", show_default=False)]
 
 
@@ -100,6 +102,7 @@ def train(
     dataset: Annotated[str, typer.Option(help="Digest of the prepared data.")],
     config: Config = Path(names.CONFIG_FILE),
     halvings: Annotated[int, typer.Option(min=0, help="How often the micro-batch is halved, after running out of memory.")] = 0,
+    processes: Processes = None,
 ) -> None:
     """Train on prepared data, going on from the newest checkpoint, and publish the model."""
     with ending("train") as end:
@@ -108,6 +111,8 @@ def train(
         from tunewright_trainer.storage import open_store
 
         job = load_pod_config(config)
+        if (count := launch.wanted(processes, job.spec.resources.gpus)) > 1:
+            raise SystemExit(launch.run(count, work=Path(names.SCRATCH)))
         _load_no_more_than(job)
         store = open_store(job.storage)
         end.outcome = training.run(job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=Path(names.SCRATCH), store=store)
@@ -141,16 +146,16 @@ def serve(
 
 
 @app.command()
-def run(manifest: Manifest, output: Output) -> None:
+def run(manifest: Manifest, output: Output, processes: Processes = None) -> None:
     """Prepare, train and publish on this machine, with the manifest that a cluster would be given. Run again, it goes on from its checkpoints."""
     work_under_way.set()
     with ending("run") as end:
         from tunewright_trainer.config import load_manifest
 
-        end.outcome = _run_here(load_manifest(manifest), output)
+        end.outcome = _run_here(load_manifest(manifest), output, processes)
 
 
-def _run_here(config: PodConfig, output: Path) -> Outcome:
+def _run_here(config: PodConfig, output: Path, processes: int | None) -> Outcome:
     from tunewright_crds.storage import metrics_key
     from tunewright_trainer import prepare as preparing
     from tunewright_trainer import train as training
@@ -159,13 +164,16 @@ def _run_here(config: PodConfig, output: Path) -> Outcome:
     _load_no_more_than(config)
     output.mkdir(parents=True, exist_ok=True)
     store = LocalStore(output)
-    with tempfile.TemporaryDirectory(prefix="tunewright-") as work:
-        prepared = preparing.run(config, work=Path(work), store=store)
+    with launch.work_folder() as work:
+        prepared = preparing.run(config, work=work / f"prepare-{launch.local_rank()}", store=store)
         assert prepared.dataset is not None
+        if (count := launch.wanted(processes, config.spec.resources.gpus)) > 1:
+            raise SystemExit(launch.run(count, work=work))
         attempt = 1 + sum(1 for _ in store.list(f"{metrics_key(config.job.namespace, config.job.uid)}/"))  # each has a history of its own
-        outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=Path(work), store=store)
+        outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=work, store=store)
     outcome.dataset = prepared.dataset
-    _tell_data(outcome, output)
+    if launch.local_rank() == 0:
+        _tell_data(outcome, output)
     if outcome.artifact:
         typer.echo(f"model: {outcome.artifact.uri} ({outcome.artifact.kind})")
     return outcome

@@ -3,6 +3,7 @@
 outcome = train.run(config, attempt=1, dataset_digest=digest, halvings=0, work=Path("/scratch"), store=store)
 """
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
-from tunewright_crds.storage import dataset_key
+from tunewright_crds.storage import MANIFEST, dataset_key
+from tunewright_trainer import launch
 from tunewright_trainer.storage import Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base
 from tunewright_trainer.train.fit import check_fit
@@ -23,22 +25,30 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
     checkpoint lies in storage; `Refusal` or what went wrong otherwise, with the outcome attached (`process.telling`).
     """
     with ThreadPoolExecutor(2) as pool:
-        # Both arrive while the libraries are being imported, which takes seconds.
-        fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
-        fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
+        # Both arrive while the libraries are being imported, which takes seconds. One process of each machine fetches for all of it.
+        fetches = launch.local_rank() == 0
+        fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store) if fetches else None
+        fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store) if fetches else None
         from tunewright_trainer.train.recipe import train
-    model, manifest = fetching_model.result(), fetching_data.result()
-    check_fit(manifest, model, config.spec.model)
-    return train(
-        _pinned(config, _commit(config, manifest)),
-        attempt=attempt,
-        dataset_digest=dataset_digest,
-        halvings=halvings,
-        data=work / "data",
-        model=model,
-        work=work,
-        store=store,
-    )
+        from tunewright_trainer.train.world import joined
+    with joined(gpu=bool(config.spec.resources.gpus)) as world:
+        if fetching_data:
+            fetching_data.result()
+        model = world.of_leader(fetching_model.result() if fetching_model else Path())
+        world.wait()
+        manifest = json.loads((work / "data" / MANIFEST).read_bytes())
+        check_fit(manifest, model, config.spec.model)
+        return train(
+            _pinned(config, _commit(config, manifest)),
+            world=world,
+            attempt=attempt,
+            dataset_digest=dataset_digest,
+            halvings=halvings,
+            data=work / "data",
+            model=model,
+            work=work,
+            store=store,
+        )
 
 
 def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:
@@ -63,12 +73,10 @@ def _pinned(config: PodConfig, commit: str) -> PodConfig:
     return config.model_copy(update={"spec": config.spec.model_copy(update={"model": model})})
 
 
-def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> dict[str, Any]:
-    """The manifest of the prepared data, whose files come into the folder."""
+def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> None:
+    """The files of the prepared data and their manifest come into the folder."""
     key = dataset_key(config.job.namespace, digest)
-    manifest = fetch_folder(store, key, folder)
-    if manifest is None:
+    if fetch_folder(store, key, folder) is None:
         raise Refusal(
             FailureCode.STORAGE_NOT_FOUND, f"there is no prepared data at {store.uri(key)}; it was deleted since", param=store.uri(key)
         )
-    return manifest

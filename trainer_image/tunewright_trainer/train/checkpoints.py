@@ -94,21 +94,15 @@ class Checkpoints:
             return snapshot
         return None
 
-    def offer(self, take: Callable[[], Snapshot]) -> bool:
-        """Save a snapshot in the background, unless the one before is still on its way: then nothing is taken, and False returned.
-
-        Raises what the one before failed with.
-        """
+    def ready(self) -> bool:
+        """Whether a snapshot can be begun now: not while the one before is on its way. Raises what that one failed with."""
         self._raise_error()
-        if self._writer is not None and self._writer.is_alive():
-            return False
-        self._start(take())
-        return True
+        return self._writer is None or not self._writer.is_alive()
 
     def save(self, snapshot: Snapshot) -> None:
         """Save a snapshot, and return when it lies complete in storage."""
         self.wait()
-        self._start(snapshot)
+        self.begin(snapshot)
         self.wait()
 
     def wait(self) -> None:
@@ -122,7 +116,8 @@ class Checkpoints:
         if error is not None:
             raise error
 
-    def _start(self, snapshot: Snapshot) -> None:
+    def begin(self, snapshot: Snapshot) -> None:
+        """Save a snapshot in the background; only when `ready`."""
         # A daemon: a run that fails does not wait for storage that is away.
         self._writer = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
         self._writer.start()

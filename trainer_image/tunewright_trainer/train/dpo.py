@@ -29,7 +29,7 @@ class Dpo:
         """The loss is the mean over pairs."""
         return max(1, len(rows))
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         before = reference(tuned, batch)
         with documents(batch.lengths):

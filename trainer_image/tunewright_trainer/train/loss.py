@@ -20,7 +20,7 @@ class Sft:
         """The loss is the mean over trained tokens."""
         return max(1, sum(row.targets for row in rows))
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> dict[str, float]:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> dict[str, float]:
         """See `tunewright_trainer.train.objective.Optimised`."""
         return {"loss": backward(tuned, batch, share_of=share_of, smoothing=self._smoothing)}
 
@@ -50,7 +50,7 @@ def summed_loss(logits: torch.Tensor, targets: torch.Tensor, *, smoothing: float
     return cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
 
 
-def backward(tuned: Tuned, batch: MicroBatch, *, share_of: int, smoothing: float) -> float:
+def backward(tuned: Tuned, batch: MicroBatch, *, share_of: float, smoothing: float) -> float:
     """Add the gradients of a micro-batch's loss, as its share of a batch with ``share_of`` trained tokens; returns that share of the loss.
 
     Dividing by the tokens of the whole batch makes accumulation exact: a long micro-batch counts as its tokens do.

@@ -72,12 +72,12 @@ def choose_precision(spec: JobSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted is Precision.BF16 else torch.float32
 
 
-def load(folder: Path, spec: JobSpec) -> Tuned:
-    """The base model of ``folder`` with the job's tuner, ready to train; the adapter begins as the seed says.
+def load(folder: Path, spec: JobSpec, *, device: torch.device | None = None) -> Tuned:
+    """The base model of ``folder`` with the job's tuner, ready to train; the adapter begins as the seed says. ``device``: default that of the job.
 
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
-    device = choose_device(spec)
+    device = device or choose_device(spec)
     compute = choose_precision(spec, device)
     network = load_base(folder, spec, device=device, compute=compute)
     check_isolation(network)

@@ -18,7 +18,7 @@ class Optimised(Protocol):
         """How many parts the loss of these rows is the mean of; at least 1."""
         ...
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> dict[str, float]:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> dict[str, float]:
         """Add the gradients of a micro-batch, as its share of a batch of that size; returns its share of each metric, `loss` among them."""
         ...
 

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import JobSpec
+from tunewright_crds.method import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
@@ -26,7 +27,7 @@ from tunewright_trainer import publish
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
-from tunewright_trainer.train import metrics, schedule
+from tunewright_trainer.train import metrics, schedule, sharding
 from tunewright_trainer.train.checkpoints import (
     Checkpoints,
     Counters,
@@ -39,6 +40,7 @@ from tunewright_trainer.train.checkpoints import (
 from tunewright_trainer.train.model import load
 from tunewright_trainer.train.objective import objective_of
 from tunewright_trainer.train.stopping import judge
+from tunewright_trainer.train.world import World
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ ADAM_EPSILON = 1e-8
 def train(
     config: PodConfig,
     *,
+    world: World,
     attempt: int,
     dataset_digest: str,
     halvings: int,
@@ -60,12 +63,22 @@ def train(
     """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
     with telling(outcome), reproducible(config.spec):
-        run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
+        run = Run(
+            config,
+            world=world,
+            attempt=attempt,
+            dataset_digest=dataset_digest,
+            halvings=halvings,
+            data=data,
+            model=model,
+            work=work,
+            store=store,
+        )
         try:
             run.resume()
             work_under_way.set()
             while not run.done:
-                if stop_requested.is_set():
+                if world.any(stop_requested.is_set()):
                     run.save()
                     raise Stopped(run.tell(outcome))
                 run.step()
@@ -73,8 +86,9 @@ def train(
                 run.checkpoint_if_due()
                 run.report()
             run.save()
-            run.take_best()
-            outcome.artifact = run.publish(outcome)
+            run.take_result()
+            if world.leads:
+                outcome.artifact = run.publish(outcome)
         finally:
             run.tell(outcome)
             run.close()
@@ -85,9 +99,20 @@ class Run:
     """The state of one attempt, and what its loop does with it. Each method leaves a state that can be saved."""
 
     def __init__(
-        self, config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int, data: Path, model: Path, work: Path, store: Store
+        self,
+        config: PodConfig,
+        *,
+        world: World,
+        attempt: int,
+        dataset_digest: str,
+        halvings: int,
+        data: Path,
+        model: Path,
+        work: Path,
+        store: Store,
     ) -> None:
         self.config = config
+        self.world = world
         self.spec = config.spec
         self.wanted = config.spec.hyperparameters
         self.attempt = attempt
@@ -104,6 +129,9 @@ class Run:
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec)
+        self.sharded = world.size > 1 and self.spec.shards_model
+        if self.sharded:
+            sharding.shard(self.tuned.network, world, whole=self.spec.method.tuner is Tuner.FULL)
         self.weights = self.tuned.trainable
         self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
         self.counters = Counters()
@@ -117,9 +145,9 @@ class Run:
             lineage={"dataset": dataset_digest},
             after_each=self.upload_history,
         )
-        self.history = metrics.History(work / "metrics" / f"train-{attempt}.jsonl")
+        self.history = metrics.History(work / f"metrics{'' if world.leads else -world.rank}" / f"train-{attempt}.jsonl")
         self.pace = metrics.Pace()
-        self.reporter = metrics.Reporter(config.progress_url, config.job)
+        self.reporter = metrics.Reporter(config.progress_url if world.leads else "", config.job)
         self.told_at = -math.inf
 
     @property
@@ -128,13 +156,14 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        snapshot = self.checkpoints.newest()
-        if snapshot is None:
+        snapshot = self.checkpoints.newest() if self.world.leads else None
+        if not self.world.any(snapshot is not None):
             log.info("training %d steps of %d rows", self.plan.max_steps, self.plan.batch_size)
             return
-        self.counters, self.best = snapshot.counters, snapshot.best
-        self.tuned.load_weights(snapshot.weights)
-        restore_optimizer(self.optimizer, self.weights, snapshot.optimizer)
+        self.counters = self.world.of_leader(snapshot.counters if snapshot else Counters())
+        self.best = snapshot.best if snapshot else None
+        self.tuned.load_weights(sharding.spread(snapshot.weights if snapshot else {}, self.weights, self.world))
+        restore_optimizer(self.optimizer, self.weights, sharding.spread(snapshot.optimizer if snapshot else {}, self.weights, self.world))
         self.resumed_from = self.counters.step
         log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
 
@@ -145,19 +174,32 @@ class Run:
         size = self.objective.size(batch)
         rate = self.plan.learning_rate(step)
         # Dropout draws from the seed and the step alone.
-        torch.manual_seed((self.wanted.seed << 32) + step)
+        torch.manual_seed(self.world.seed((self.wanted.seed << 32) + step))
         self.tuned.network.train()
         measured: dict[str, float] = {}
-        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
-            shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
+        for group, share_of in self._shares(batch, size):
+            shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share_of)
             measured = {name: measured.get(name, 0.0) + share for name, share in shares.items()}
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
+        measured = self.world.total(measured)
+        sharding.add_up(self.weights.values(), self.world)
+        norm = float(sharding.gathered(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm)))
         _check_finite(step, loss=measured["loss"], norm=norm)
         for group_of_weights in self.optimizer.param_groups:
             group_of_weights["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(step, batch, measured | {"grad_norm": norm, "learning_rate": rate})
+
+    def _shares(self, batch: list[rows_of.Row], size: int) -> Iterator[tuple[Sequence[rows_of.Row], float]]:
+        """The groups of rows that this process computes, and the size of the batch that each is a share of.
+
+        With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats its last, as no share.
+        """
+        groups = [list(rows_of.grouped(share, self.wanted.micro_batch_size, halvings=self.halvings)) for share in self.world.shares(batch)]
+        own = groups[self.world.rank]
+        yield from ((group, size) for group in own)
+        if self.sharded:
+            yield from [((own or groups[0])[-1], math.inf)] * (max(map(len, groups)) - len(own))
 
     def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
@@ -178,46 +220,63 @@ class Run:
         """Measure the validation loss where the plan says so, and judge it."""
         if not len(self.validation) or not self.plan.evaluates(self.counters.step):
             return
-        measured = self.objective.evaluate(self.tuned, self.validation)
+        measured = self.world.of_leader(self.objective.evaluate(self.tuned, self.validation))
         value = measured["eval_loss"]
         _check_finite(self.counters.step, loss=value, norm=0.0)
         self.counters.metrics |= measured
         self.history.add(self.counters.step, measured)
         if judge(self.counters, value, self.wanted.early_stopping) and self.wanted.early_stopping.enabled:
-            self.best = copied(dict(self.weights))
+            self.best = self._whole(self.weights)
         log.info(
             "step %d  eval_loss %.4f%s", self.counters.step, value, "  (best)" if self.counters.best_step == self.counters.step else ""
         )
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        """Copies in the leader's memory, of tensors that may be spread over all; the others have none."""
+        whole = {name: sharding.gathered(tensor) for name, tensor in tensors.items()}
+        return copied(whole) if self.world.leads else {}
 
     def snapshot(self) -> Snapshot:
         """A copy of all that the rest of the run depends on."""
         return Snapshot(
             counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics)})),
-            weights=copied(dict(self.weights)),
-            optimizer=copied(optimizer_tensors(self.optimizer, self.weights)),
+            weights=self._whole(self.weights),
+            optimizer=self._whole(optimizer_tensors(self.optimizer, self.weights)),
             best=self.best,
         )
 
     def checkpoint_if_due(self) -> None:
         """Begin a checkpoint in the background; with one still on its way (storage is slow or away) this one is left out."""
-        if self.plan.saves(self.counters.step) and not self.done:
-            self.checkpoints.offer(self.snapshot)
+        if self.plan.saves(self.counters.step) and not self.done and self.world.of_leader(self.checkpoints.ready()):
+            snapshot = self.snapshot()
+            if self.world.leads:
+                self.checkpoints.begin(snapshot)
 
     def save(self) -> None:
         """Have this very step in storage before going on."""
         self.checkpoints.wait()
-        if self.checkpoints.last is None or self.checkpoints.last.step != self.counters.step:
-            self.checkpoints.save(self.snapshot())
+        last = self.world.of_leader(self.checkpoints.last)
+        if last is None or last.step != self.counters.step:
+            snapshot = self.snapshot()
+            if self.world.leads:
+                self.checkpoints.save(snapshot)
+        self.world.wait()
 
     def upload_history(self) -> None:
         """Bring the metrics so far to storage."""
         folder = metrics_key(self.config.job.namespace, self.config.job.uid)
         self.store.put_bytes(f"{folder}/{self.history.path.name}", self.history.path.read_bytes())
 
-    def take_best(self) -> None:
-        """With early stopping, the best weights seen are the result."""
-        if self.best is not None:
-            self.tuned.load_weights(self.best)
+    def take_result(self) -> None:
+        """The leader gets what is published: with early stopping the best weights seen, else the last, in a model that is whole."""
+        if not self.sharded:
+            if self.best:
+                self.tuned.load_weights(self.best)
+            return
+        weights = self.best or self._whole(self.weights)
+        if self.world.leads:
+            self.tuned = load(self.base_folder, self.spec, device=torch.device("cpu"))
+            self.tuned.load_weights(weights)
 
     def publish(self, outcome: Outcome) -> publish.Published:
         """Publish what was trained; a stop asked for meanwhile ends it between two forms."""

@@ -100,13 +100,15 @@ class SlowStore(LocalStore):
 def test_one_waits_for_storage_and_newer_ones_are_left_out(tmp_path: Path) -> None:
     store = SlowStore(tmp_path / "store")
     kept = checkpoints(tmp_path, store=store)
-    assert kept.offer(lambda: a_snapshot(1))
-    assert not kept.offer(lambda: pytest.fail("a copy was made for nothing"))
+    assert kept.ready()
+    kept.begin(a_snapshot(1))
+    assert not kept.ready()
     assert steps_there(tmp_path) == []
     store.back.set()
     kept.wait()
     assert steps_there(tmp_path) == [step_name(1)]
-    assert kept.offer(lambda: a_snapshot(3))
+    assert kept.ready()
+    kept.begin(a_snapshot(3))
     kept.wait()
     assert kept.last is not None
     assert kept.last.step == 3
@@ -119,7 +121,7 @@ class GoneStore(LocalStore):
 
 def test_storage_that_stays_away_fails_the_run(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path, store=GoneStore(tmp_path / "store"))
-    assert kept.offer(lambda: a_snapshot(1))
+    kept.begin(a_snapshot(1))
     with pytest.raises(Refusal) as caught:
         kept.wait()
     assert caught.value.code is FailureCode.STORAGE_UNAVAILABLE
