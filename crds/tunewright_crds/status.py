@@ -6,6 +6,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.names import Phase
 
@@ -102,6 +103,10 @@ class ModelStatus(Part):
     name: str = Field("", max_length=253, description="Name of the TunedModel.")
     version: str = Field("", max_length=63, description="Its version.")
     uri: str = Field("", max_length=2048, description="Folder of the artefact.")
+    kind: str = Field("", max_length=16, description="adapter, merged or full.")
+    digest: str = Field("", max_length=128, description="Hash of the artefact's manifest.")
+    base: str = Field("", max_length=2048, description="The model that was tuned; of the hub's at the commit that was read.")
+    step: int = Field(0, ge=0, description="Optimizer step that training ended with.")
 
 
 class ErrorStatus(Part):
@@ -146,4 +151,5 @@ class JobStatus(PreparationStatus):
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
     )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
-    model: ModelStatus | None = Field(None, description="What was published.")
+    model: ModelStatus | None = Field(None, description="What was trained and lies in storage; the TunedModel is made once it is measured.")
+    evaluation: EvaluationStatus | None = Field(None, description="What was measured of the model.")
