@@ -185,6 +185,13 @@ def left_out(wanted: Evaluation, objective: Objective, *, test_examples: int) ->
     return ""
 
 
+def without_test_rows(wanted: Evaluation, *, test_examples: int) -> str:
+    """Why nothing that is required can be measured with the data as it was prepared, in words; empty where it can."""
+    if not wanted.require or test_examples:
+        return ""
+    return "require needs rows to test with, and the prepared data has none: raise dataset.testFraction, or give a source with split: test"
+
+
 def unfit(wanted: Evaluation, objective: Objective) -> str:
     """Why what is required can never be met with this objective, in words; empty where it can."""
     if not wanted.require:
