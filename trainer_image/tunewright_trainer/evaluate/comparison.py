@@ -9,7 +9,7 @@ import numpy as np
 
 from tunewright_crds.evaluation import LOWER_IS_BETTER, Classification, Measured, MetricName
 from tunewright_trainer.evaluate import scores
-from tunewright_trainer.evaluate.scores import Ratio
+from tunewright_trainer.evaluate.scores import Ratio, Resampled
 
 BASE, TUNED = "base", "tuned"
 SAMPLES: Final = 20
@@ -36,12 +36,9 @@ class Task:
 def compare(task: Task, classification: Classification, *, seed: int) -> dict[str, Any]:
     """The task's part of the report."""
     labels = scores.classes(task.expected, classification)
-    ratios = {name: _ratios(found, task.expected, labels) for name, found in task.found.items()}
-    rows = [_row(metric, {name: of[metric] for name, of in ratios.items()}, seed=seed) for metric in ratios[TUNED]]
+    metrics = {name: _metrics(found, task.expected, labels) for name, found in task.found.items()}
+    rows = [_row(metric, {name: of[metric] for name, of in metrics.items()}, seed=seed) for metric in metrics[TUNED]]
     by_class: dict[str, Any] = {}
-    if task.expected:
-        corpus = {name: scores.of_corpus(found["answers"], task.expected) for name, found in task.found.items()}
-        rows += [_plain_row(metric, {name: of[metric] for name, of in corpus.items()}) for metric in corpus[TUNED]]
     if labels:
         of_labels = {name: scores.of_labels(found["answers"], task.expected, labels) for name, found in task.found.items()}
         rows += [_plain_row(metric, {name: (of[1][metric],) for name, of in of_labels.items()}) for metric in of_labels[TUNED][1]]
@@ -50,26 +47,26 @@ def compare(task: Task, classification: Classification, *, seed: int) -> dict[st
     return {"task": task.name, "asked": len(task.expected), "metrics": rows, "classes": by_class, "samples": samples}
 
 
-def _ratios(found: dict[str, Any], expected: Sequence[str], labels: Sequence[str]) -> dict[MetricName, Ratio]:
+def _metrics(found: dict[str, Any], expected: Sequence[str], labels: Sequence[str]) -> dict[MetricName, Resampled]:
     tokens = np.asarray(found["tokens"], dtype=np.float64)
     losses = np.asarray(found["losses"], dtype=np.float64)
-    ratios = {
+    metrics: dict[MetricName, Resampled] = {
         MetricName.LOSS: Ratio(losses, tokens),
         MetricName.PERPLEXITY: Ratio(losses, tokens, exponential=True),
         MetricName.TOKEN_ACCURACY: Ratio(np.asarray(found["right"], dtype=np.float64), tokens),
     }
     if found["preferred"]:
-        ratios[MetricName.PREFERENCE_ACCURACY] = Ratio.mean(found["preferred"])
+        metrics[MetricName.PREFERENCE_ACCURACY] = Ratio.mean(found["preferred"])
     if expected:
-        ratios |= scores.of_text(found["answers"], expected)
+        metrics |= scores.of_text(found["answers"], expected) | scores.of_corpus(found["answers"], expected)
     if labels:
-        ratios[MetricName.ACCURACY] = scores.of_labels(found["answers"], expected, labels)[0]
-    return ratios
+        metrics[MetricName.ACCURACY] = scores.of_labels(found["answers"], expected, labels)[0]
+    return metrics
 
 
-def _row(metric: MetricName, ratios: dict[str, Ratio], *, seed: int) -> dict[str, Any]:
-    drawn = dict(zip(ratios, scores.resampled(list(ratios.values()), seed=seed), strict=True))
-    row = _plain_row(metric, {name: (ratio.value, *scores.interval(drawn[name])) for name, ratio in ratios.items()})
+def _row(metric: MetricName, found: dict[str, Resampled], *, seed: int) -> dict[str, Any]:
+    drawn = dict(zip(found, scores.resampled(list(found.values()), seed=seed), strict=True))
+    row = _plain_row(metric, {name: (one.value, *scores.interval(drawn[name])) for name, one in found.items()})
     if BASE in drawn:
         row["difference"] = _interval(scores.interval(drawn[TUNED] - drawn[BASE]))
     return row

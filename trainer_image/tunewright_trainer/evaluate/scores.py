@@ -42,21 +42,52 @@ class Ratio:
         ratio = (counts @ self.numerators) / np.maximum(counts @ self.denominators, 1e-12)
         return np.exp(np.minimum(ratio, 700.0)) if self.exponential else ratio
 
+    def __len__(self) -> int:
+        return len(self.numerators)
+
     @property
     def value(self) -> float:
-        return float(self.of(np.ones((1, len(self.numerators))))[0])
+        return float(self.of(np.ones((1, len(self))))[0])
 
 
-def resampled(ratios: Sequence[Ratio], *, seed: int) -> list[Floats]:
+@dataclass(frozen=True)
+class Corpus:
+    """A metric of all examples together, from statistics of each [examples, statistics], summed."""
+
+    statistics: Floats
+    compute: Callable[[list[float]], float]
+
+    @classmethod
+    def of_sacrebleu(cls, metric: Any, answers: Sequence[str], expected: Sequence[str]) -> "Corpus":
+        """By sacrebleu's own parts: its own resampling holds every draw of every example in memory, and fails where a score is exactly 0 (2.6)."""
+        statistics = metric._extract_corpus_statistics(list(answers), [list(expected)])
+        return cls(np.asarray(statistics, dtype=np.float64), lambda sums: float(metric._compute_score_from_stats(sums).score))
+
+    def __len__(self) -> int:
+        return len(self.statistics)
+
+    def of(self, counts: Floats) -> Floats:
+        """As `Ratio.of`."""
+        return np.array([self.compute([round(total) for total in row]) for row in (counts @ self.statistics).tolist()])
+
+    @property
+    def value(self) -> float:
+        return float(self.of(np.ones((1, len(self))))[0])
+
+
+Resampled = Ratio | Corpus
+
+
+def resampled(metrics: Sequence[Resampled], *, seed: int) -> list[Floats]:
     """Each metric [resamples] over the same `RESAMPLES` draws of the examples with replacement (the bootstrap: Efron 1979)."""
-    count = len(ratios[0].numerators)
+    count = len(metrics[0])
     random = np.random.default_rng(seed)
     at_once = max(1, _CELLS // count)
-    parts: list[list[Floats]] = [[] for _ in ratios]
+    parts: list[list[Floats]] = [[] for _ in metrics]
     for start in range(0, RESAMPLES, at_once):
         drawn = random.multinomial(count, np.full(count, 1 / count), size=min(at_once, RESAMPLES - start)).astype(np.float64)
-        for part, ratio in zip(parts, ratios, strict=True):
-            part.append(ratio.of(drawn))
+        for part, metric in zip(parts, metrics, strict=True):
+            part.append(metric.of(drawn))
     return [np.concatenate(part) for part in parts]
 
 
@@ -107,7 +138,7 @@ def rouge_l() -> Callable[[str, str], float]:
     return lambda answer, expected: float(scorer.score(expected, answer)["rougeL"].fmeasure)
 
 
-def of_text(answers: Sequence[str], expected: Sequence[str]) -> dict[MetricName, Ratio]:
+def of_text(answers: Sequence[str], expected: Sequence[str]) -> dict[MetricName, Resampled]:
     """Metrics that compare an answer with the right one."""
     scorers = {MetricName.EXACT_MATCH: exact_match, MetricName.F1: token_f1, MetricName.ROUGE_L: rouge_l()}
     return {
@@ -115,17 +146,14 @@ def of_text(answers: Sequence[str], expected: Sequence[str]) -> dict[MetricName,
     }
 
 
-def of_corpus(answers: Sequence[str], expected: Sequence[str]) -> dict[MetricName, tuple[float, float, float]]:
-    """Metrics of all answers together, 0 to 100, each with its interval: BLEU (Papineni et al. 2002) and chrF (Popović 2015) as sacrebleu has them."""
+def of_corpus(answers: Sequence[str], expected: Sequence[str]) -> dict[MetricName, Resampled]:
+    """Metrics of all answers together, 0 to 100: BLEU (Papineni et al. 2002) and chrF (Popović 2015) as sacrebleu has them."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    found = {}
-    for name, metric in ((MetricName.BLEU, BLEU(force=True, effective_order=True)), (MetricName.CHRF, CHRF())):
-        score: Any = metric.corpus_score(list(answers), [list(expected)], n_bootstrap=RESAMPLES if len(answers) > 1 else 1)
-        middle, width = (score._mean, score._ci) if len(answers) > 1 else (score.score, 0.0)
-        found[name] = (float(score.score), float(middle - width), float(middle + width))
-    return found
+    # In effective order: as usual, unless all answers are too short for the longer n-grams.
+    metrics = {MetricName.BLEU: BLEU(force=True, effective_order=True), MetricName.CHRF: CHRF()}
+    return {name: Corpus.of_sacrebleu(metric, answers, expected) for name, metric in metrics.items()}
 
 
 def classes(expected: Sequence[str], wanted: Classification) -> list[str]:
