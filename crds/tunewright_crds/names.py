@@ -93,6 +93,7 @@ class DatasetPhase(StrEnum):
 class Condition(StrEnum):
     """Types of conditions on our resources."""
 
+    MODEL_READY = "ModelReady"
     DATA_READY = "DataReady"
     TRAINING = "Training"
     EVALUATED = "Evaluated"
@@ -114,6 +115,8 @@ class Reason(StrEnum):
     DATA_DISCARDED = "DataDiscarded"
     DATA_STAYS = "DataStays"
     WAITING_FOR_DATASET = "WaitingForDataset"
+    WAITING_FOR_MODEL = "WaitingForModel"
+    MODEL_TAKEN = "ModelTaken"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
     EVALUATING = "Evaluating"
