@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part, Rules
-from tunewright_crds.method import LEARNS_FROM, Examples, Objective
+from tunewright_crds.method import Objective, either
 
 MAX_METRICS: Final = 32
 MAX_SHOTS: Final = 32
@@ -34,9 +34,12 @@ class MetricName(StrEnum):
 
 LOWER_IS_BETTER: Final = frozenset({MetricName.LOSS, MetricName.PERPLEXITY})
 
-# Objectives whose tuned model is measured, and metrics that need examples of their own kind.
-MEASURED: Final[tuple[Objective, ...]] = (Objective.SFT, Objective.DPO)
-NEEDS: Final[dict[MetricName, Examples]] = {MetricName.PREFERENCE_ACCURACY: Examples.PREFERENCES}
+# What is measured of a model that was tuned for an objective; others are not measured.
+MEASURES: Final[dict[Objective, tuple[MetricName, ...]]] = {
+    Objective.SFT: tuple(name for name in MetricName if name is not MetricName.PREFERENCE_ACCURACY),
+    Objective.DPO: tuple(MetricName),
+    Objective.REWARD: (MetricName.PREFERENCE_ACCURACY,),
+}
 
 
 class Classification(StrEnum):
@@ -59,11 +62,8 @@ class Requirement(
     """What the tuned model must reach."""
 
     metric: MetricName = Field(description="What is measured: shares (0 to 1), but loss, perplexity, and bleu and chrf (0 to 100).")
-    task: str = Field(
-        TEST,
-        pattern=r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$",
-        max_length=63,
-        description="Where it is measured: test (the test rows), or test-4-shot (with four examples shown before, if fewShot has 4).",
+    few_shot: int = Field(
+        0, alias="fewShot", ge=0, le=MAX_SHOTS, description="With so many examples shown before each prompt; one of evaluation.fewShot."
     )
     min: float | None = Field(None, description="The least that it may be.")
     max: float | None = Field(None, description="The most that it may be.")
@@ -79,10 +79,15 @@ class Requirement(
             raise ValueError(_NO_ROOM)
         return self
 
+    @property
+    def task(self) -> str:
+        """The task that it is measured in."""
+        return task_name(self.few_shot)
+
 
 _DISABLED: Final = "require is for an evaluation that is enabled"
 _NO_BASE: Final = "betterThanBase needs compareWithBase: true"
-_NO_SUCH_TASK: Final = "require names a task that is not measured: test, or test-N-shot for a number in fewShot"
+_NO_SUCH_TASK: Final = "require takes a fewShot that is not measured: add it to evaluation.fewShot"
 
 
 class Evaluation(
@@ -91,10 +96,7 @@ class Evaluation(
         # The server checks the default, an empty object, as it stands.
         ("!has(self.require) || self.require.size() == 0 || self.enabled", _DISABLED),
         ("!has(self.require) || self.compareWithBase || self.require.all(r, !r.betterThanBase)", _NO_BASE),
-        (
-            "!has(self.require) || self.require.all(r, self.fewShot.exists(n, r.task == (n == 0 ? 'test' : 'test-' + string(n) + '-shot')))",
-            _NO_SUCH_TASK,
-        ),
+        ("!has(self.require) || self.require.all(r, r.fewShot in self.fewShot)", _NO_SUCH_TASK),
     ),
 ):
     """How the tuned model is measured on the test rows before it is published as a TunedModel.
@@ -134,7 +136,7 @@ class Evaluation(
             raise ValueError(_DISABLED)
         if not self.compare_with_base and any(wanted.better_than_base for wanted in self.require):
             raise ValueError(_NO_BASE)
-        if any(wanted.task not in self.tasks for wanted in self.require):
+        if any(wanted.few_shot not in self.few_shot for wanted in self.require):
             raise ValueError(_NO_SUCH_TASK)
         return self
 
@@ -170,15 +172,19 @@ NO_TEST_ROWS: Final = "require needs rows to test with: set dataset.testFraction
 
 
 def unmeasured(objective: Objective) -> str:
-    """What is said of requirements for an objective whose model is not measured."""
-    return f"the model of objective {objective} is not measured: leave evaluation.require out"
+    """What is said of requirements that no model of this objective is measured by."""
+    if objective not in MEASURES:
+        return f"the model of objective {objective} is not measured: leave evaluation.require out"
+    if len(MEASURES[objective]) < len(MetricName) / 2:
+        return f"of objective {objective}, evaluation.require can name {either(MEASURES[objective])}"
+    return f"objective {objective} is not measured by {either([name for name in MetricName if name not in MEASURES[objective]])}"
 
 
 def left_out(wanted: Evaluation, objective: Objective, *, test_examples: int) -> str:
     """Why there is nothing to measure, in words; empty where there is."""
     if not wanted.enabled:
         return "evaluation.enabled is false"
-    if objective not in MEASURED:
+    if objective not in MEASURES:
         return f"the model of objective {objective} is not measured"
     if not test_examples:
         return "there are no rows to test with: set dataset.testFraction, or a source with split: test"
@@ -194,14 +200,8 @@ def without_test_rows(wanted: Evaluation, *, test_examples: int) -> str:
 
 def unfit(wanted: Evaluation, objective: Objective) -> str:
     """Why what is required can never be met with this objective, in words; empty where it can."""
-    if not wanted.require:
-        return ""
-    if objective not in MEASURED:
-        return unmeasured(objective)
-    for required in wanted.require:
-        if NEEDS.get(required.metric, LEARNS_FROM[objective]) is not LEARNS_FROM[objective]:
-            return f"{required.metric} is measured on {NEEDS[required.metric].value}, and objective {objective} has none"
-    return ""
+    measured = MEASURES.get(objective, ())
+    return unmeasured(objective) if any(required.metric not in measured for required in wanted.require) else ""
 
 
 def missed(required: Sequence[Requirement], found: Iterable[Measured]) -> list[str]:

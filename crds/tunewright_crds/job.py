@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
-from tunewright_crds.evaluation import MEASURED, NEEDS, NO_TEST_ROWS, Evaluation, unfit, unmeasured
+from tunewright_crds.evaluation import MEASURES, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MODEL_PINNED,
@@ -187,13 +187,11 @@ def _rules_of_requirements() -> Iterator[tuple[str, str]]:
         f"{none} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
         NO_TEST_ROWS,
     )
-    for objective in LEARNS_FROM:
-        if objective not in MEASURED:
-            yield f"{none} || self.method.objective != '{objective}'", unmeasured(objective)
-    for metric, examples in NEEDS.items():
-        told = f"{metric} is measured on {examples.value}: it needs objective {either(_objectives(examples))}"
-        learns = f"self.method.objective in {_cel(_objectives(examples))}"
-        yield f"{learns} || self.evaluation.require.all(r, r.metric != '{metric}')", told
+    for objective in Objective:
+        measured = MEASURES.get(objective, ())
+        if len(measured) < len(MetricName):
+            can = f"self.evaluation.require.all(r, r.metric in {_cel(measured)})" if measured else none
+            yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
 
 
 class JobSpec(

@@ -10,7 +10,7 @@ from tunewright_crds.errors import FailureCode
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.job import JobSpec
-from tunewright_crds.status import BestCheckpoint, CheckpointStatus, Progress
+from tunewright_crds.status import BestCheckpoint, CheckpointStatus, Progress, PublishedForm
 
 MAX_TERMINATION_BYTES: Final = 4096  # the kubelet keeps no more
 MAX_PROGRESS_BYTES: Final = 65_536
@@ -56,14 +56,6 @@ class Failed(Part):
     code: FailureCode
     message: str
     param: str = ""
-
-
-class PublishedForm(Part):
-    """One form of a published model."""
-
-    kind: str
-    uri: str
-    digest: str
 
 
 class Published(Part):

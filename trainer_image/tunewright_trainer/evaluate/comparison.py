@@ -50,11 +50,11 @@ def compare(task: Task, classification: Classification, *, seed: int) -> dict[st
 def _metrics(found: dict[str, Any], expected: Sequence[str], labels: Sequence[str]) -> dict[MetricName, Resampled]:
     tokens = np.asarray(found["tokens"], dtype=np.float64)
     losses = np.asarray(found["losses"], dtype=np.float64)
-    metrics: dict[MetricName, Resampled] = {
-        MetricName.LOSS: Ratio(losses, tokens),
-        MetricName.PERPLEXITY: Ratio(losses, tokens, exponential=True),
-        MetricName.TOKEN_ACCURACY: Ratio(np.asarray(found["right"], dtype=np.float64), tokens),
-    }
+    metrics: dict[MetricName, Resampled] = {}
+    if len(tokens):
+        metrics[MetricName.LOSS] = Ratio(losses, tokens)
+        metrics[MetricName.PERPLEXITY] = Ratio(losses, tokens, exponential=True)
+        metrics[MetricName.TOKEN_ACCURACY] = Ratio(np.asarray(found["right"], dtype=np.float64), tokens)
     if found["preferred"]:
         metrics[MetricName.PREFERENCE_ACCURACY] = Ratio.mean(found["preferred"])
     if expected:

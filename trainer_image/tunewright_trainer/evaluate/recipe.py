@@ -12,14 +12,14 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, missed
-from tunewright_crds.method import Examples
+from tunewright_crds.method import Examples, Objective
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, evaluation_key
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.evaluate import examples as questions
 from tunewright_trainer.evaluate.answers import answers, text_of
 from tunewright_trainer.evaluate.comparison import Task, compare, measured
-from tunewright_trainer.evaluate.models import TUNED, subjects
+from tunewright_trainer.evaluate.models import BASE, TUNED, subjects
 from tunewright_trainer.evaluate.report import page
 from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.process import telling
@@ -30,6 +30,7 @@ from tunewright_trainer.train.data import Rows, micro_batch
 from tunewright_trainer.train.dpo import log_probabilities
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.recipe import reproducible
+from tunewright_trainer.train.reward_model import scores
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Evaluation:
         self.config, self.spec, self.wanted = config, config.spec, config.spec.evaluation
         self.folders = {"base": base, "tuned": tuned}
         self.kind = kind
+        self.judges = self.spec.method.objective is Objective.REWARD
         self.store, self.key, self.lineage = store, key, lineage
         self.tokenizer = load_tokenizer(base)
         template = chat_template(base, self.spec.model.chat_template)
@@ -105,7 +107,7 @@ class Evaluation:
                 found={subject: asdict(found[subject, name]) for subject in self._names},
             )
             for name, of_task in self.tasks.items()
-            for asked in [[one for one in of_task if one.answer_at]]
+            for asked in [[one for one in of_task if one.answer_at and not self.judges]]
         ]
         compared = [compare(task, self.wanted.classification, seed=self.spec.hyperparameters.seed) for task in tasks]
         required = {(one.task, one.metric.value) for one in self.wanted.require}
@@ -117,16 +119,19 @@ class Evaluation:
 
     @property
     def _names(self) -> list[str]:
-        return (["base"] if self.wanted.compare_with_base else []) + [TUNED]
+        return ([BASE] if self._compares else []) + [TUNED]
+
+    @property
+    def _compares(self) -> bool:
+        """The base of a reward model has no head to judge with, so that there is nothing to compare with."""
+        return self.wanted.compare_with_base and not self.judges
 
     def _measure_all(self) -> dict[tuple[str, str], Found]:
         """What each model makes of each task; what an earlier run has measured is taken from storage."""
         found = {place: part for place in self._places() if (part := self._earlier(*place))}
         if len(found) == len(self._places()):
             return found
-        for name, model in subjects(
-            self.spec, self.kind, base=self.folders["base"], tuned=self.folders["tuned"], with_base=self.wanted.compare_with_base
-        ):
+        for name, model in subjects(self.spec, self.kind, base=self.folders["base"], tuned=self.folders["tuned"], with_base=self._compares):
             for task, asked in self.tasks.items():
                 if (name, task) not in found:
                     found[name, task] = part = self._measure(model, asked, f"{name} model, {task}")
@@ -150,6 +155,8 @@ class Evaluation:
     def _measure(self, model: Tuned, asked: Sequence[questions.Example], name: str) -> Found:
         model.network.eval()
         log.info("%s: measuring on %d examples", name, len(asked))
+        if self.judges:
+            return Found([], [], [], [], [_judges_better(model, one) for one in asked])
         forced = [loss.evaluate(model, micro_batch([one.document], model.device)) for one in asked]
         said = answers(
             model,
@@ -199,6 +206,14 @@ def _prefers(model: Tuned, example: questions.Example) -> bool:
     batch = micro_batch([example.document, example.rejected], model.device)
     with attention.documents(batch.lengths):
         chosen, rejected = log_probabilities(model, batch).tolist()
+    return bool(chosen > rejected)
+
+
+def _judges_better(model: Tuned, example: questions.Example) -> bool:
+    """Whether a reward model gives the chosen answer more than the rejected one."""
+    assert example.rejected is not None
+    with model.autocast():
+        chosen, rejected = scores(model.network, micro_batch([example.document, example.rejected], model.device)).tolist()
     return bool(chosen > rejected)
 
 

@@ -56,7 +56,7 @@ def tuned(config: PodConfig, work: Path) -> Place:
     outcome = train.run(config, attempt=1, dataset_digest=dataset.digest, work=work / "t", store=store)
     assert outcome.artifact is not None
     folder = outcome.artifact.uri.rpartition("/")[0]
-    return store, dataset.digest, {kind: f"{folder}/{kind}" for kind in ("full", "adapter", "merged")}
+    return store, dataset.digest, {kind: f"{folder}/{kind}" for kind in ("full", "adapter", "merged", "reward")}
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ REQUIRED = {
     "better than base": ({"metric": "perplexity", "betterThanBase": True}, ""),
     "too low": ({"metric": "chrf", "min": 100.5}, ", and at least 100.5 is required"),
     "too high": ({"metric": "loss", "max": 0.0}, "and at most 0 is required"),
-    "with examples shown": ({"metric": "loss", "max": 0.0, "task": "test-2-shot"}, "loss of test-2-shot is "),
+    "with examples shown": ({"metric": "loss", "max": 0.0, "fewShot": 2}, "loss of test-2-shot is "),
     "not better": ({"metric": "token_accuracy", "betterThanBase": True, "min": 2}, "at least 2 is required"),
 }
 
@@ -189,7 +189,7 @@ def test_a_model_that_misses_what_is_required_is_refused(
     place: tuple[Path, Place], tmp_path: Path, required: dict[str, Any], said: str
 ) -> None:
     work, there = place
-    config = job(work, maxExamples=3, fewShot=sorted({0, 2 if "task" in required else 0}), require=[required])
+    config = job(work, maxExamples=3, fewShot=sorted({0, 2 if "fewShot" in required else 0}), require=[required])
     if not said:
         assert told(measure(config, there, tmp_path)).examples == 3
         return
@@ -225,6 +225,16 @@ def test_preferences_are_measured_by_how_often_the_chosen_answer_is_likelier(tmp
     assert base < 0.5
     assert value > 0.9
     assert "exact_match" in found
+
+
+def test_a_reward_model_is_measured_by_how_often_it_judges_the_chosen_answer_better(tmp_path: Path) -> None:
+    settings = {"batchSize": 8, "learningRate": 0.01, "maxSteps": 10}
+    required = [{"metric": "preference_accuracy", "min": 0.9}]
+    config = a_tuning(
+        tmp_path, pairs=True, method={"objective": "reward", "tuner": "full"}, hyperparameters=settings, evaluation={"require": required}
+    )
+    status = told(measure(config, tuned(config, tmp_path), tmp_path / "e", kind="reward"))
+    assert [(one.metric, one.base) for one in status.metrics] == [("preference_accuracy", None)]
 
 
 def test_a_model_of_somebody_else_is_not_measured(place: tuple[Path, Place], tmp_path: Path) -> None:
