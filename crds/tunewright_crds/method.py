@@ -12,6 +12,7 @@ from tunewright_crds.fields import Part
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
+    REWARD = "reward"
 
 
 class Tuner(StrEnum):
@@ -81,26 +82,6 @@ CONVERTIBLE: Final = (
 MAX_OPTIONS: Final = 32
 
 
-class Unfit(NamedTuple):
-    """Two fields of the spec whose values do not go together: not these of the one with those of the other."""
-
-    field: str
-    values: Sequence[str | bool]
-    other: str
-    others: Sequence[str | bool]
-    because: str
-
-
-def every(names: type[StrEnum], *, but: Sequence[StrEnum]) -> tuple[str, ...]:
-    """The values of an enumeration without some."""
-    return tuple(name.value for name in names if name not in but)
-
-
-UNFIT: Final[tuple[Unfit, ...]] = (
-    Unfit("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
-)
-
-
 class Examples(StrEnum):
     """What an objective learns from."""
 
@@ -111,6 +92,7 @@ class Examples(StrEnum):
 LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
+    Objective.REWARD: Examples.PREFERENCES,
 }
 
 
@@ -150,12 +132,64 @@ class Dpo(Part):
     )
 
 
-NEEDS_ADAPTER: Final = (
-    "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; full would need a second copy of it"
+class Reward(Part):
+    """Options of objective reward (Ouyang et al. 2022, arXiv:2203.02155)."""
+
+    center_rewards_coefficient: float = Field(
+        0.0,
+        alias="centerRewardsCoefficient",
+        ge=0,
+        le=100,
+        description="Adds so much of the squared sum of a pair's two rewards to its loss, which keeps rewards around 0 (Eisenstein et al. 2023): 0.01 is usual.",
+    )
+
+
+class Apart(NamedTuple):
+    """Two fields of the spec whose values do not go together: not these of the one with those of the other."""
+
+    field: str
+    values: Sequence[str | bool]
+    other: str
+    others: Sequence[str | bool]
+    because: str
+
+
+def every(names: type[StrEnum], *, but: Sequence[StrEnum]) -> tuple[str, ...]:
+    """The values of an enumeration without some."""
+    return tuple(name.value for name in names if name not in but)
+
+
+# Pairs of objective and tuner that cannot be, and why.
+UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
+    (Objective.DPO, Tuner.FULL): "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; "
+    "full would need a second copy of it",
+    (
+        Objective.REWARD,
+        Tuner.QLORA,
+    ): "objective reward needs tuner lora or full: a reward model is published whole, over weights that are not in 4 bits",
+}
+
+# More that does not go together, in terms of any two fields of a job's spec.
+APART: Final[tuple[Apart, ...]] = (
+    Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
+    Apart(
+        "method.tuner",
+        (Tuner.BITFIT,),
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        "tuner bitfit is for objective sft: it has no adapter to be set aside, and trains no head",
+    ),
+    Apart(
+        "method.objective",
+        (Objective.REWARD,),
+        "method.tuner",
+        every(Tuner, but=(Tuner.FULL, *LORA_FAMILY)),
+        "objective reward needs tuner lora, dora or full",
+    ),
 )
 
 # Fields of `method` that hold options, and the objectives that these are for.
-OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,)}
+OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,), "reward": (Objective.REWARD,)}
 # The same for tuners.
 TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY}
 NO_OPTIONS: Final = f"tuner {' and '.join(WHOLE)} have no options: leave method.options out"
@@ -193,12 +227,13 @@ class Method(Part):
     lora.targetModules takes all linear layers but the output head; lora.dropout helps against small data being learned by heart.
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
-    one, without going further than need be from what the model was; usually done with a model that sft has tuned.
+    one, without going further than need be from what the model was; usually done with a model that sft has tuned. reward: from such pairs, to judge
+    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks.
     """
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), or dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only).",
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), or reward (a model that judges answers, from the same pairs; full and lora only).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
@@ -212,6 +247,7 @@ class Method(Part):
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
+    reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Method":
@@ -223,8 +259,8 @@ class Method(Part):
                 raise ValueError(misplaced_of_tuner(field))
         if self.options and self.tuner in WHOLE:
             raise ValueError(NO_OPTIONS)
-        if self.objective is Objective.DPO and self.tuner is Tuner.FULL:
-            raise ValueError(NEEDS_ADAPTER)
+        if unfit := UNFIT.get((self.objective, self.tuner)):
+            raise ValueError(unfit)
         return self
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.method import LORA_FAMILY, WHOLE, Method, Tuner
+from tunewright_crds.method import LORA_FAMILY, WHOLE, Method, Objective, Tuner
 
 PARAM: Final = "spec.method.options"
 # Tuners that PEFT calls otherwise.
@@ -19,6 +19,7 @@ _DEFAULTS: Final[dict[Tuner, dict[str, Any]]] = {
     Tuner.LN_TUNING: {},  # norms, by PEFT's table of families
     Tuner.ADAPTION_PROMPT: {"adapter_len": 10, "adapter_layers": 1},
 }
+_TASKS: Final = {Objective.REWARD: "SEQ_CLS"}  # PEFT trains and saves the head of these too
 _NAMES_TOLD: Final = 8
 
 _OURS: Final = "is set by the platform"
@@ -59,7 +60,7 @@ def checked(method: Method, *, steps: int = 0) -> Any:
             "init_lora_weights", f"can be {', '.join(json.dumps(value) for value in _KEEP_THE_BASE)}; other ways change the base"
         )
     try:
-        return kind(**({"task_type": "CAUSAL_LM"} | _from_job(method, steps) | method.options))
+        return kind(**({"task_type": _TASKS.get(method.objective, "CAUSAL_LM")} | _from_job(method, steps) | method.options))
     except (ValueError, TypeError) as error:
         raise complaint(error) from error
 
