@@ -13,7 +13,7 @@ from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import MODEL_PINNED, PIN_MODEL, AutoCount, ModelUri, Part, Rules, SecretName, claim_of, untouched
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, either, misplaced
+from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, NEEDS_REWARDS, OPTIONS, REINFORCED, Examples, Method, either, misplaced
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -112,8 +112,9 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_ANSWERS_ONLY: Final = "with objective dpo only answers are compared: trainOn is response or last-response"
+_ANSWERS_ONLY: Final = "trainOn: all is for objective sft; with another one only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+_TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
@@ -139,13 +140,20 @@ def _cel(values: Iterable[str]) -> str:
 def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     """What the API server is told of objectives, their options and their data; `JobSpec` says the same in Python."""
     for field, objectives in OPTIONS.items():
-        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        left_out = " && ".join(untouched(Method, only=field, at="self.method"))
         yield f"self.method.objective in {_cel(objectives)} || ({left_out})", misplaced(field)
     for examples, formats in _FORMATS.items():
         learns = f"self.method.objective in {_cel(_objectives(examples))}"
         yield f"!({learns}) || self.dataset.sources.all(s, s.template == '' && s.format in {_cel(formats)})", _only(examples)
         yield f"{learns} || self.dataset.sources.all(s, !(s.format in {_cel(_OWN_FORMATS[examples])}))", _foreign(examples)
-    yield f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    plain, reinforced = (
+        f"self.method.objective in {_cel(_objectives(examples))}" for examples in (Examples.CONVERSATIONS, Examples.PROMPTS)
+    )
+    yield f"{plain} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    yield f"{plain} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
+    yield f"{plain} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
+    yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS
 
 
 class JobSpec(
@@ -153,8 +161,6 @@ class JobSpec(
     json_schema_extra=Rules(
         *_rules_of_objectives(),
         ("self.method.objective != 'dpo' || self.method.tuner != 'full'", NEEDS_ADAPTER),
-        ("self.method.objective != 'dpo' || self.dataset.trainOn != 'all'", _ANSWERS_ONLY),
-        ("self.method.objective != 'dpo' || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING),
     ),
 ):
     """What is wanted."""
@@ -195,8 +201,10 @@ class JobSpec(
             return self
         if self.dataset.ref:
             raise ValueError(_REF_HAS_CONVERSATIONS)
-        if any(source.template or source.format not in _FORMATS[examples] for source in sources):
+        if examples in _FORMATS and any(source.template or source.format not in _FORMATS[examples] for source in sources):
             raise ValueError(_only(examples))
+        if examples is Examples.PROMPTS and any(source.format is DataFormat.TEXT for source in sources):
+            raise ValueError(_TEXT_ANSWERS_NOTHING)
         if self.dataset.train_on is TrainOn.ALL:
             raise ValueError(_ANSWERS_ONLY)
         if self.hyperparameters.label_smoothing:

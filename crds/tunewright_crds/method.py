@@ -7,11 +7,14 @@ from typing import Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
+from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Reward, Rloo
 
 
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
+    GRPO = "grpo"
+    RLOO = "rloo"
 
 
 class Tuner(StrEnum):
@@ -25,12 +28,17 @@ class Examples(StrEnum):
 
     CONVERSATIONS = "conversations"
     PREFERENCES = "preferences"  # a chosen and a rejected answer to one prompt
+    PROMPTS = "prompts"  # what comes before the last answer of a conversation; the answer is what rewards may compare with
 
 
 LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
+    Objective.GRPO: Examples.PROMPTS,
+    Objective.RLOO: Examples.PROMPTS,
 }
+REINFORCED: Final = tuple(objective for objective, examples in LEARNS_FROM.items() if examples is Examples.PROMPTS)
+"""The objectives that learn from rewards for answers of the model's own."""
 
 
 class Lora(Part):
@@ -69,12 +77,18 @@ class Dpo(Part):
     )
 
 
+NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
 NEEDS_ADAPTER: Final = (
     "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; full would need a second copy of it"
 )
 
 # Fields of `method` that hold options, and the objectives that these are for.
-OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,)}
+OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
+    "dpo": (Objective.DPO,),
+    "grpo": (Objective.GRPO,),
+    "rloo": (Objective.RLOO,),
+    "rewards": REINFORCED,
+}
 
 
 def either(names: Sequence[str]) -> str:
@@ -99,12 +113,14 @@ class Method(Part):
     lora.targetModules takes all linear layers but the output head; lora.dropout helps against small data being learned by heart.
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
-    one, without going further than need be from what the model was; usually done with a model that sft has tuned.
+    one, without going further than need be from what the model was; usually done with a model that sft has tuned. grpo and rloo: the model
+    answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards); of an answer to learn only the rewards hear.
     """
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), or dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only).",
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and "
+        "qlora only), grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
@@ -112,12 +128,19 @@ class Method(Part):
     )
     lora: Lora = Field(default_factory=Lora, description="Options of lora and qlora.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
+    grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")
+    rloo: Rloo = Field(default_factory=Rloo, description="Options of objective rloo.")
+    rewards: list[Reward] = Field(
+        default_factory=list, max_length=MAX_REWARDS, description="What answers are rewarded for, with objectives that learn from rewards."
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Method":
         for field, objectives in OPTIONS.items():
             if self.objective not in objectives and (options := getattr(self, field)) != type(options)():
                 raise ValueError(misplaced(field))
+        if self.objective in REINFORCED and not self.rewards:
+            raise ValueError(NEEDS_REWARDS)
         if self.objective is Objective.DPO and self.tuner is Tuner.FULL:
             raise ValueError(NEEDS_ADAPTER)
         return self

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tunewright_crds.dataset import DataFormat, Source, Targets
-from tunewright_crds.method import Objective
+from tunewright_crds.method import LEARNS_FROM, Examples, Objective
 from tunewright_trainer.prepare import preferences, trees
 from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, texts_of
 from tunewright_trainer.prepare.fields import Fields
@@ -24,6 +24,7 @@ class Converter:
     def __init__(self, source: Source, *, param: str, objective: Objective = Objective.SFT) -> None:
         self._source = source
         self._pairs = objective is Objective.DPO
+        self._prompts = LEARNS_FROM[objective] is Examples.PROMPTS
         self._template = RowTemplate(source.template, source.choices, param=param) if source.template else None
 
     def conversations(self, rows: Iterable[Numbered]) -> Iterator[Found]:
@@ -48,6 +49,8 @@ class Converter:
     def _wanted(self, answers: Iterable[Conversation | Drop]) -> Iterator[Conversation | Drop]:
         before: tuple[Message, ...] | None = None
         for found in answers:
+            if self._prompts and isinstance(found, Conversation) and found.text:
+                raise RowError("", "holds a plain text, in which nothing is a prompt to answer")
             if isinstance(found, Conversation) and self._source.targets is Targets.FIRST:
                 prompt = found.messages[: found.shared or -1]
                 if prompt == before:

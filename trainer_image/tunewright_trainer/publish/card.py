@@ -5,6 +5,8 @@ from typing import Any, Final
 _OBJECTIVES: Final = {
     "sft": "sft (supervised fine-tuning)",
     "dpo": "dpo (direct preference optimisation: Rafailov et al. 2023, arXiv:2305.18290)",
+    "grpo": "grpo (group relative policy optimisation: Shao et al. 2024, arXiv:2402.03300)",
+    "rloo": "rloo (REINFORCE leave-one-out: Ahmadian et al. 2024, arXiv:2402.14740)",
 }
 _TOLD: Final = (
     "loss",
@@ -13,6 +15,9 @@ _TOLD: Final = (
     "rewards/accuracies",
     "rewards/margins",
     "eval_rewards/accuracies",
+    "reward",
+    "eval_reward",
+    "kl",
     "epoch",
     "num_tokens",
 )

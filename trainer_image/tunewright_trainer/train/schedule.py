@@ -6,11 +6,12 @@ from typing import Final
 
 from tunewright_crds.hyperparameters import Scheduler
 from tunewright_crds.job import JobSpec
-from tunewright_crds.method import Objective, Tuner
+from tunewright_crds.method import REINFORCED, Objective, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
 PREFERENCE_RATE: Final = 5e-6  # of adapters that learn preferences
+REWARD_RATES: Final = (1e-5, 1e-6)  # of adapters and of whole models that learn from rewards
 CHECKPOINTS_PER_JOB: Final = 20
 MOST_STEPS_BETWEEN: Final = 500
 
@@ -65,6 +66,8 @@ def plan(spec: JobSpec, rows: int) -> Plan:
     automatic_rate = FULL_RATE if spec.method.tuner is Tuner.FULL else ADAPTER_RATE
     if spec.method.objective is Objective.DPO:
         automatic_rate = PREFERENCE_RATE
+    elif spec.method.objective in REINFORCED:
+        automatic_rate = REWARD_RATES[spec.method.tuner is Tuner.FULL]
     return Plan(
         rows=rows,
         batch_size=wanted.batch_size,
