@@ -11,7 +11,20 @@ from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
-from tunewright_crds.fields import MODEL_PINNED, PIN_MODEL, AutoCount, ModelUri, Part, Rules, SecretName, claim_of, untouched
+from tunewright_crds.fields import (
+    MODEL_PINNED,
+    NAME_MODEL,
+    PIN_MODEL,
+    TUNED_MODEL,
+    TUNED_MODEL_NAMED,
+    AutoCount,
+    ModelUri,
+    Part,
+    Rules,
+    SecretName,
+    claim_of,
+    untouched,
+)
 from tunewright_crds.hyperparameters import Hyperparameters
 from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, NEEDS_REWARDS, OPTIONS, REINFORCED, Examples, Method, either, misplaced
 from tunewright_crds.resources import Resources, ServingResources
@@ -30,16 +43,22 @@ class OutputForm(StrEnum):
     MERGED = "merged"
 
 
+_OWN_KEYS: Final = "a model:// lies in the platform's own storage and is read with its keys: leave credentialsSecret out"
+
+
 class Model(
     Part,
     json_schema_extra=Rules(
-        (f"!self.uri.startsWith('hf://') || (self.uri.matches('{MODEL_PINNED}') && !self.uri.startsWith('hf://datasets/'))", PIN_MODEL)
+        (f"!self.uri.startsWith('hf://') || (self.uri.matches('{MODEL_PINNED}') && !self.uri.startsWith('hf://datasets/'))", PIN_MODEL),
+        (f"!self.uri.startsWith('{TUNED_MODEL}') || self.uri.matches('{TUNED_MODEL_NAMED}')", NAME_MODEL),
+        (f"!self.uri.startsWith('{TUNED_MODEL}') || self.credentialsSecret == ''", _OWN_KEYS),
     ),
 ):
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path."
+        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path; "
+        "or model://<TunedModel>[@version], a whole model (merged or full) that another job of this namespace publishes, and for which this one waits."
     )
     architecture: Architecture = Field(Architecture.AUTO, description="Kind of model; `auto` reads it from config.json.")
     chat_template: str = Field(
@@ -54,6 +73,12 @@ class Model(
         description="Secret of this namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_ENDPOINT_URL and AWS_REGION, "
         "to read the model with; for hf:// with HF_TOKEN and, for a mirror, HF_ENDPOINT. Default: the keys of the platform's own storage; for hf:// none.",
     )
+
+    @model_validator(mode="after")
+    def _read_with_the_right_keys(self) -> "Model":
+        if self.uri.startswith(TUNED_MODEL) and self.credentials_secret:
+            raise ValueError(_OWN_KEYS)
+        return self
 
 
 class Checkpointing(Part):

@@ -33,6 +33,12 @@ class Artifact(Part):
     digest: str = Field("", max_length=128, description="Hash of the manifest.")
 
 
+class Form(Artifact):
+    """One form of the model."""
+
+    kind: Kind = Field(description="adapter, merged or full.")
+
+
 class ModelSource(Part):
     """Where the model comes from."""
 
@@ -40,6 +46,9 @@ class ModelSource(Part):
     uid: str = Field("", max_length=64, description="UID of that job.")
     step: int = Field(0, ge=0, description="Optimizer step of the weights.")
     dataset_digest: str = Field("", alias="datasetDigest", max_length=128, description="Address of the prepared data.")
+    models: list[Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=list, max_length=4, description="Tuned models that the job was made from, as model://<TunedModel>@<version>."
+    )
     licenses: list[Annotated[str, Field(max_length=128)]] = Field(default_factory=list, max_length=64, description="Licences of the data.")
 
 
@@ -59,9 +68,19 @@ class TunedModelSpec(Part):
     base: Base = Field(description="The model that was tuned.")
     kind: Kind = Field(description="adapter (needs its base), merged (an adapter merged into its base), full (every weight was tuned).")
     artifact: Artifact = Field(description="What was published.")
+    forms: list[Form] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Every form that was published, kind and artifact among them. A job that names the model takes the one that fits.",
+    )
     version: str = Field(max_length=63, description="Version of the model; a later job under the same name publishes another.")
     source: ModelSource = Field(default_factory=ModelSource, description="Where the model comes from.")
     serving: Serving = Field(default_factory=Serving, description="Whether and how it is served.")
+
+    @property
+    def all_forms(self) -> list[Form]:
+        """Every form; of a model that does not tell them the one that it has."""
+        return self.forms or [Form(kind=self.kind, uri=self.artifact.uri, digest=self.artifact.digest)]
 
     @property
     def served_uri(self) -> str:

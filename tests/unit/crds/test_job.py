@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import InstructionTuningJob, JobSpec, read_spec
 from tunewright_crds.method import Tuner
+from tunewright_crds.references import references, with_addresses
 from tunewright_crds.tuned_model import Artifact, Base
 
 SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
@@ -103,6 +104,44 @@ def test_addresses_of_the_hub_need_a_revision(local: bool) -> None:
                 read_spec(spec_with(path, address.replace("@", "/")), local=local)
 
 
+TUNED = ["model://helper", "model://helper.v2@20260301-12345678", "model://h@1.0"]
+NOT_TUNED = [
+    "model://",
+    "model://team-b/helper",
+    "model://Helper",
+    "model://helper@",
+    "model://helper@v1@v2",
+    "model://helper/merged",
+    "model://helper@-1",
+]
+
+
+def test_a_tuned_model_is_named_by_its_name_and_perhaps_its_version() -> None:
+    for uri in TUNED:
+        read_spec(spec_with("model.uri", uri))
+    for uri in NOT_TUNED:
+        with pytest.raises(ValidationError, match="by its name, of this namespace only"):
+            read_spec(spec_with("model.uri", uri))
+    with pytest.raises(ValidationError, match=r"dataset\.sources"):
+        read_spec(spec_with("dataset.sources.0.uri", "model://helper"))
+    with pytest.raises(ValidationError, match="leave credentialsSecret out"):
+        read_spec(spec_with("model", {"uri": "model://helper", "credentialsSecret": "keys"}))
+
+
+def test_names_of_tuned_models_are_found_in_any_spec_and_give_way_to_addresses() -> None:
+    spec = read_spec(spec_with("model.uri", "model://helper@v2"))
+    (named,) = references(spec.model_dump(by_alias=True))
+    assert (named.field.name, named.name, named.version) == ("spec.model.uri", "helper", "v2")
+    resolved = with_addresses(spec, {"spec.model.uri": "s3://b-1/helper"})
+    assert (resolved.model.uri, spec.model.uri, references(resolved.model_dump(by_alias=True))) == (
+        "s3://b-1/helper",
+        "model://helper@v2",
+        [],
+    )
+    nonsense: list[dict[str, object]] = [{}, {"model": None}, {"model": "x"}, {"model": {"uri": 7}}, {"model": {"uri": "s3://b/x"}}]
+    assert [references(spec) for spec in nonsense] == [[]] * len(nonsense)
+
+
 def test_a_tuned_model_may_have_its_base_on_the_hub_and_its_artefact_in_storage_only() -> None:
     Base(uri="hf://org/name@main")
     Artifact(uri="s3://bucket/models/m/1/adapter")
@@ -117,6 +156,7 @@ def test_the_definition_takes_the_addresses_that_the_types_take() -> None:
     patterns = {name: re.compile(schema[name]["properties"]["uri"]["pattern"]) for name in ("Model", "Source")}
     assert patterns["Model"].search("hf://org/name@main/")
     assert patterns["Model"].search("hf://org/name")
+    assert all(patterns["Model"].search(uri) and not patterns["Source"].search(uri) for uri in (*TUNED, *NOT_TUNED))
     assert patterns["Source"].search("hf://datasets/org/name@refs/pr/1/a b/*.jsonl")
     for name, pattern in patterns.items():
         assert pattern.search("s3://bucket/a/**/part-*.jsonl")

@@ -14,7 +14,7 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import OutputForm
 from tunewright_crds.method import Tuner
-from tunewright_crds.pod import PodConfig, Published
+from tunewright_crds.pod import PodConfig, Published, PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.publish import files, verify
@@ -52,7 +52,7 @@ def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[
     for kind in kinds(result.config):
         before_each()
         published.append(_publish_one(result, kind, store, work / kind.value))
-    return published[0]
+    return published[0].model_copy(update={"forms": [form for one in published for form in one.forms]})
 
 
 def kinds(config: PodConfig) -> list[Kind]:
@@ -91,7 +91,8 @@ def _publish_one(result: Result, kind: Kind, store: Store, folder: Path) -> Publ
         digest = publish_folder(store, folder, key, manifest=source | {"metrics": result.metrics})
         shutil.rmtree(folder, ignore_errors=True)
         log.info("published %s %s", kind.value, store.uri(key))
-    return Published(kind=kind.value, uri=store.uri(key), digest=digest, base=source["base"])
+    form = PublishedForm(kind=kind.value, uri=store.uri(key), digest=digest)
+    return Published(**form.model_dump(), base=source["base"], forms=[form])
 
 
 def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> None:
