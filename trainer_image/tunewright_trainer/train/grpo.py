@@ -91,32 +91,25 @@ class Surrogate:
         rows = [row for row in batch.rows if isinstance(row, Experience)]
         with documents(batch.lengths):
             policy, entropy = log_probabilities(tuned, batch, self._temperature)
-            old = policy.detach() if rows[0].policy is None else torch.cat([row.policy for row in rows if row.policy is not None])
-            before = [row.reference for row in rows if row.reference is not None]
-            each, measured = self.tokens(
-                policy,
-                old.to(policy.device),
-                torch.cat([row.advantages for row in rows]).to(policy.device),
-                torch.cat(before) if before else None,
-            )
-            weights = self._weights(rows).to(policy.device)
-            total = (each * weights).sum() / share_of
-            torch.autograd.backward(total)
+            summed, measured = self.summed(policy, rows)
+            torch.autograd.backward(summed / share_of)
         told = measured | {"entropy": entropy}
-        return {"loss": float(total.detach())} | {name: float(values.sum()) / self._tokens for name, values in told.items()}
+        return {"loss": float(summed.detach()) / share_of} | {name: float(values.sum()) / self._tokens for name, values in told.items()}
 
-    def tokens(
-        self, policy: torch.Tensor, old: torch.Tensor, gains: torch.Tensor, before: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of each token, and what is measured of it; all are [tokens], log-probabilities in nats."""
+    def summed(self, policy: torch.Tensor, rows: Sequence[Experience]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sum of the tokens' weighted losses, and what is measured of each token. ``policy``: log-probabilities of the rows' tokens [tokens], in nats."""
+        gains = torch.cat([row.advantages for row in rows]).to(policy.device)
+        drawn = [row.policy for row in rows if row.policy is not None]
+        old = torch.cat(drawn).to(policy.device) if drawn else policy.detach()
         each, beyond = clipped(policy, old, gains, clip=self._options.clip)
         measured = {"clip_ratio/region_mean": beyond.float()}
-        if before is not None:
-            off = before.to(policy.device) - policy
+        before = [row.reference for row in rows if row.reference is not None]
+        if before:
+            off = torch.cat(before).to(policy.device) - policy
             kl = torch.exp(off) - off - 1
             each = each + self._options.beta * kl
             measured["kl"] = kl.detach()
-        return each, measured
+        return (each * self._weights(rows).to(policy.device)).sum(), measured
 
     def _weights(self, rows: Sequence[Row]) -> torch.Tensor:
         """[tokens]: of the answer's own length, where the loss is a mean of means."""

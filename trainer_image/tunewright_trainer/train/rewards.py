@@ -16,7 +16,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.reinforcement import LengthUnit, Reward, RewardType
 from tunewright_trainer.train.rollouts import Sample
 
-PATTERN_SECONDS: Final = 10.0  # for one answer, where a sound pattern takes well below a millisecond
+PATTERN_SECONDS: Final = 5.0  # for one answer, where a sound pattern takes well below a millisecond
 
 Rule = Callable[[str, str], bool]
 """Whether an answer, compared with that of the data where there is one, is as it should be."""
@@ -98,7 +98,7 @@ def finder(pattern: str, param: str, *, ignore_case: bool = False, seconds: floa
         try:
             return compiled.search(text, timeout=seconds) is not None
         except TimeoutError as error:
-            what = f"the pattern takes more than {seconds:g} s for an answer of {len(text)} characters: it repeats what is repeated already, as (a+)+ does"
+            what = f"the pattern takes more than {seconds:g} s for an answer of {len(text)} characters: it has too many ways to match, as (a|aa)+ has"
             raise Refusal(FailureCode.CONFIG_INVALID, what, param=param) from error
 
     return found

@@ -76,15 +76,19 @@ class Surrogate:
         """See `tunewright_trainer.train.objective.Optimised`."""
         rows = [row for row in batch.rows if isinstance(row, Experience)]
         with documents(batch.lengths):
-            each, entropy = log_probabilities(tuned, batch, self._temperature)
-            policy = torch.stack([part.sum() for part in torch.split(each, [row.targets for row in rows])])
-            old = torch.stack([row.policy.sum() for row in rows if row.policy is not None]).to(policy.device)
-            gains = torch.stack([row.advantages[0] for row in rows]).to(policy.device)
-            losses, beyond = clipped(policy, old, gains, clip=self._clip)
-            total = losses.sum() / share_of
-            torch.autograd.backward(total)
+            policy, entropy = log_probabilities(tuned, batch, self._temperature)
+            summed, beyond = self.summed(policy, rows)
+            torch.autograd.backward(summed / share_of)
         return {
-            "loss": float(total.detach()),
+            "loss": float(summed.detach()) / share_of,
             "clip_ratio/region_mean": float(beyond.sum()) / share_of,
             "entropy": float(entropy.sum()) / self._tokens,
         }
+
+    def summed(self, policy: torch.Tensor, rows: Sequence[Experience]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the answers' losses, and which of them clipping held back [answers]. ``policy``: log-probabilities of the tokens [tokens], in nats."""
+        answers = torch.stack([part.sum() for part in torch.split(policy, [row.targets for row in rows])])
+        old = torch.stack([row.policy.sum() for row in rows if row.policy is not None]).to(policy.device)
+        gains = torch.stack([row.advantages[0] for row in rows]).to(policy.device)
+        each, beyond = clipped(answers, old, gains, clip=self._clip)
+        return each.sum(), beyond
