@@ -7,12 +7,13 @@ from typing import Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
-from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Reward, Rloo
+from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, RewardTerm, Rloo
 
 
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
+    REWARD = "reward"
     GRPO = "grpo"
     RLOO = "rloo"
 
@@ -34,6 +35,7 @@ class Examples(StrEnum):
 LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
+    Objective.REWARD: Examples.PREFERENCES,
     Objective.GRPO: Examples.PROMPTS,
     Objective.RLOO: Examples.PROMPTS,
 }
@@ -77,14 +79,34 @@ class Dpo(Part):
     )
 
 
+class Reward(Part):
+    """Options of objective reward (Ouyang et al. 2022, arXiv:2203.02155)."""
+
+    center_rewards_coefficient: float = Field(
+        0.0,
+        alias="centerRewardsCoefficient",
+        ge=0,
+        le=100,
+        description="Adds so much of the squared sum of a pair's two rewards to its loss, which keeps rewards around 0 (Eisenstein et al. 2023): 0.01 is usual.",
+    )
+
+
 NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
-NEEDS_ADAPTER: Final = (
-    "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; full would need a second copy of it"
-)
+
+# Pairs of objective and tuner that cannot be, and why.
+UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
+    (Objective.DPO, Tuner.FULL): "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; "
+    "full would need a second copy of it",
+    (
+        Objective.REWARD,
+        Tuner.QLORA,
+    ): "objective reward needs tuner lora or full: a reward model is published whole, over weights that are not in 4 bits",
+}
 
 # Fields of `method` that hold options, and the objectives that these are for.
 OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
     "dpo": (Objective.DPO,),
+    "reward": (Objective.REWARD,),
     "grpo": (Objective.GRPO,),
     "rloo": (Objective.RLOO,),
     "rewards": REINFORCED,
@@ -113,14 +135,16 @@ class Method(Part):
     lora.targetModules takes all linear layers but the output head; lora.dropout helps against small data being learned by heart.
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
-    one, without going further than need be from what the model was; usually done with a model that sft has tuned. grpo and rloo: the model
-    answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards); of an answer to learn only the rewards hear.
+    one, without going further than need be from what the model was; usually done with a model that sft has tuned. reward: from such pairs, to judge
+    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks. grpo and
+    rloo: the model answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards), for which an answer of the data
+    may be compared with its own.
     """
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and "
-        "qlora only), grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
+        "grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
@@ -128,9 +152,10 @@ class Method(Part):
     )
     lora: Lora = Field(default_factory=Lora, description="Options of lora and qlora.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
+    reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
     grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")
     rloo: Rloo = Field(default_factory=Rloo, description="Options of objective rloo.")
-    rewards: list[Reward] = Field(
+    rewards: list[RewardTerm] = Field(
         default_factory=list, max_length=MAX_REWARDS, description="What answers are rewarded for, with objectives that learn from rewards."
     )
 
@@ -139,10 +164,10 @@ class Method(Part):
         for field, objectives in OPTIONS.items():
             if self.objective not in objectives and (options := getattr(self, field)) != type(options)():
                 raise ValueError(misplaced(field))
+        if unfit := UNFIT.get((self.objective, self.tuner)):
+            raise ValueError(unfit)
         if self.objective in REINFORCED and not self.rewards:
             raise ValueError(NEEDS_REWARDS)
-        if self.objective is Objective.DPO and self.tuner is Tuner.FULL:
-            raise ValueError(NEEDS_ADAPTER)
         return self
 
     @property

@@ -42,7 +42,7 @@ _CASE: Final = f"ignoreCase is for types {', '.join(_WITH_CASE)}"
 _WEIGHTLESS: Final = "a reward of weight 0 rewards nothing: leave it out"
 
 
-class Reward(
+class RewardTerm(
     Part,
     json_schema_extra=Rules(
         ("(self.type == 'regex') == (self.pattern != '')", _PATTERN),
@@ -80,7 +80,7 @@ class Reward(
     negate: bool = Field(False, description="Reward answers that do not follow the rule.")
 
     @model_validator(mode="after")
-    def _fits_its_type(self) -> "Reward":
+    def _fits_its_type(self) -> "RewardTerm":
         kind, bounds = self.type, [bound for bound in (self.least, self.most) if bound is not None]
         for wrong, what in (
             ((kind is RewardType.REGEX) != bool(self.pattern), _PATTERN),

@@ -1,6 +1,7 @@
 """The typed job: what is refused, by which name, and what is filled in."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 from pydantic import ValidationError
@@ -9,7 +10,7 @@ from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import InstructionTuningJob, JobSpec, read_spec
 from tunewright_crds.method import Tuner
 from tunewright_crds.references import references, with_addresses
-from tunewright_crds.tuned_model import Artifact, Base
+from tunewright_crds.tuned_model import Artifact, Base, TunedModelSpec
 
 SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
 
@@ -60,6 +61,8 @@ REFUSED = {
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
+    "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
     "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
@@ -78,7 +81,7 @@ DPO_REFUSED = {
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
     "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "every source holds preferences"),
     "another format": ("dataset.sources.0.format", "alpaca", "every source holds preferences"),
-    "prompts that are learned": ("dataset.trainOn", "all", "only answers are compared"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "smoothing of tokens": ("hyperparameters.labelSmoothing", 0.1, "method.dpo.labelSmoothing"),
 }
 
@@ -86,9 +89,59 @@ DPO_REFUSED = {
 @pytest.mark.parametrize(("path", "value", "said"), DPO_REFUSED.values(), ids=DPO_REFUSED)
 def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: str) -> None:
     spec = spec_with(path, value)
-    with pytest.raises(ValidationError, match=said):
-        read_spec(spec | {"method": {"objective": "dpo"}})
+    for objective in ("dpo", "reward"):
+        with pytest.raises(ValidationError, match=said):
+            read_spec(spec | {"method": {"objective": objective}})
     read_spec(spec)
+
+
+def test_a_reward_model_is_not_served() -> None:
+    spec = spec_with("deploy.enabled", True)
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="judges answers and gives none"):
+        read_spec(spec | {"method": {"objective": "reward"}})
+    artifact, base = {"uri": "s3://b/a"}, {"uri": "s3://b/x/"}
+    for kind, enabled, fits in (("reward", False, True), ("full", True, True), ("reward", True, False)):
+        model = {"base": base, "artifact": artifact, "version": "1", "kind": kind, "serving": {"enabled": enabled}}
+        with nullcontext() if fits else pytest.raises(ValidationError, match="cannot be served"):
+            TunedModelSpec.model_validate(model)
+
+
+REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
+    "nothing that is rewarded": ("method.rewards", [], "learns from rewards needs some"),
+    "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
+    "plain texts": ("dataset.sources.0.format", "text", "format text has none"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
+    "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
+    "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
+    "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
+    "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),
+    "no pattern": ("method.rewards.0", {"type": "regex"}, "pattern is for type regex, which needs one"),
+    "no text": ("method.rewards.0", {"type": "ends-with"}, "text is for types"),
+    "a schema that is no JSON": ("method.rewards.0", {"type": "json-schema", "schema": "{"}, "schema is not JSON"),
+    "a schema that is no object": ("method.rewards.0", {"type": "json-schema", "schema": "[]"}, "no object"),
+    "a schema for another type": ("method.rewards.0", {"type": "exact-match", "schema": "{}"}, "schema is for type json-schema"),
+    "no bounds": ("method.rewards.0", {"type": "length"}, "needs min or max"),
+    "bounds that leave nothing": ("method.rewards.0", {"type": "length", "min": 3, "max": 2}, "min is above max"),
+    "words of another type": ("method.rewards.0", {"type": "exact-match", "unit": "words"}, "are for type length"),
+    "case where there is none": ("method.rewards.0", {"type": "json-schema", "ignoreCase": True}, "ignoreCase is for types"),
+    "weight 0": ("method.rewards.0", {"type": "exact-match", "weight": 0}, "rewards nothing"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), REWARD_REFUSED.values(), ids=REWARD_REFUSED)
+def test_what_rewards_cannot_do_is_refused(path: str, value: object, said: str) -> None:
+    method: dict[str, object] = {"objective": "grpo", "rewards": [{"type": "exact-match"}]}
+    read_spec(SMALLEST | {"method": method})
+    asked = spec_with(path, value) if not path.startswith("method") else dict(SMALLEST)
+    if path.startswith("method.rewards.0"):
+        method["rewards"] = [value]
+    elif path.startswith("method"):
+        *parents, last = path.split(".")[1:]
+        inner = value if not parents else {last: value}
+        method[parents[0] if parents else last] = inner
+    with pytest.raises(ValidationError, match=said):
+        read_spec(asked | {"method": method})
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])

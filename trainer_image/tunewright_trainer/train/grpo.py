@@ -11,11 +11,11 @@ from tunewright_crds import reinforcement
 from tunewright_crds.reinforcement import LossType, ScaleRewards
 from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Row, Rows
+from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reinforced import (
     Answering,
     Experience,
-    Measured,
     Reference,
     Setting,
     Update,

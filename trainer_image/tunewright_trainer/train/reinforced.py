@@ -18,13 +18,12 @@ from tunewright_trainer.prepare.template import load_tokenizer
 from tunewright_trainer.train import loss
 from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Row, Rows, grouped, micro_batch
+from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.rewards import Rewards
 from tunewright_trainer.train.rollouts import Drawing, Prompt, Sample, prompt_of, seeds, without_dropout
 
 EVALUATED_AT_ONCE: Final = 256  # prompts of validation, which bounds the answers in memory
-
-Measured = dict[str, float]
 
 
 class Loss(Protocol):

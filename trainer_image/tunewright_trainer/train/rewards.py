@@ -4,16 +4,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-import regex
 import torch
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-from jsonschema.validators import extend
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.reinforcement import LengthUnit, Reward, RewardType
+from tunewright_crds.reinforcement import LengthUnit, RewardTerm, RewardType
 from tunewright_trainer.train.rollouts import Sample
 
 PATTERN_SECONDS: Final = 5.0  # for one answer, where a sound pattern takes well below a millisecond
@@ -25,7 +19,7 @@ Rule = Callable[[str, str], bool]
 class Rewards:
     """The rewards of a job. Raises `Refusal` where one of them is none."""
 
-    def __init__(self, wanted: Sequence[Reward]) -> None:
+    def __init__(self, wanted: Sequence[RewardTerm]) -> None:
         self._weights = [reward.weight for reward in wanted]
         self._names = list(_names(wanted))
         self._rules = [rule(reward, f"spec.method.rewards[{number}]") for number, reward in enumerate(wanted)]
@@ -41,7 +35,7 @@ class Rewards:
         return total, dict(zip(self._names, each, strict=True))
 
 
-def _names(wanted: Sequence[Reward]) -> Iterator[str]:
+def _names(wanted: Sequence[RewardTerm]) -> Iterator[str]:
     """The types, and behind those that occurred before a number."""
     seen: list[RewardType] = []
     for reward in wanted:
@@ -50,7 +44,7 @@ def _names(wanted: Sequence[Reward]) -> Iterator[str]:
         yield reward.type.value if times == 1 else f"{reward.type.value}-{times}"
 
 
-def rule(reward: Reward, param: str) -> Rule:
+def rule(reward: RewardTerm, param: str) -> Rule:
     """The rule that a reward means. ``param``: the field that it is."""
     match reward.type:
         case RewardType.EXACT_MATCH:
@@ -89,6 +83,8 @@ def _folded(text: str) -> str:
 
 def finder(pattern: str, param: str, *, ignore_case: bool = False, seconds: float = PATTERN_SECONDS) -> Callable[[str], bool]:
     """Whether a text has a match. A pattern that takes longer than this is refused, since some take exponential time at unlucky texts."""
+    import regex
+
     try:
         compiled = regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
     except (regex.error, RecursionError, OverflowError) as error:
@@ -106,8 +102,13 @@ def finder(pattern: str, param: str, *, ignore_case: bool = False, seconds: floa
 
 def _fitting(schema: str, param: str) -> Callable[[str], bool]:
     """Whether a text is JSON that fits the schema. No reference leads out of it: nothing is fetched."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError, ValidationError
+    from jsonschema.validators import extend
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
-    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[ValidationError]:
+    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Iterator[Exception]:
         if isinstance(value, str) and not finder(wanted, param)(value):
             yield ValidationError("does not match")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.reinforcement import Reward
+from tunewright_crds.reinforcement import RewardTerm
 from tunewright_trainer.train.rewards import Rewards, finder
 from tunewright_trainer.train.rollouts import Sample
 
@@ -28,7 +28,7 @@ def said(answer: str, reference: str = "") -> Sample:
 
 
 def given(reward: dict[str, Any], answer: str, reference: str = "") -> float:
-    total, _ = Rewards([Reward.model_validate(reward)]).of([said(answer, reference)])
+    total, _ = Rewards([RewardTerm.model_validate(reward)]).of([said(answer, reference)])
     return float(total)
 
 
@@ -68,7 +68,7 @@ def test_rewards_are_weighted_and_told_by_name() -> None:
         {"type": "contains", "text": "b", "weight": 2},
         {"type": "length", "max": 1, "weight": -0.5},
     ]
-    total, each = Rewards([Reward.model_validate(one) for one in wanted]).of([said("ab"), said("b"), said("")])
+    total, each = Rewards([RewardTerm.model_validate(one) for one in wanted]).of([said("ab"), said("b"), said("")])
     assert total.tolist() == [3, 1.5, -0.5]
     assert {name: values.tolist() for name, values in each.items()} == {"contains": [1, 0, 0], "contains-2": [1, 1, 0], "length": [0, 1, 1]}
     assert total.dtype is torch.float32
@@ -84,7 +84,7 @@ UNFIT = {
 @pytest.mark.parametrize(("reward", "said"), UNFIT.values(), ids=UNFIT)
 def test_what_is_no_rule_is_refused(reward: dict[str, Any], said: str) -> None:
     with pytest.raises(Refusal, match=said) as refusal:
-        Rewards([Reward.model_validate({"type": "length", "max": 1}), Reward.model_validate(reward)])
+        Rewards([RewardTerm.model_validate({"type": "length", "max": 1}), RewardTerm.model_validate(reward)])
     assert (refusal.value.code, refusal.value.param) == (FailureCode.CONFIG_INVALID, "spec.method.rewards[1].schema")
 
 
