@@ -63,6 +63,12 @@ FIELDS = {
     "nothing that is rewarded": ("method.objective", "rloo", "an objective that learns from rewards needs some"),
     "a reward of no pattern": ("method", {"objective": "grpo", "rewards": [{"type": "regex"}]}, "pattern is for type regex"),
     "a reward of no length": ("method", {"objective": "grpo", "rewards": [{"type": "length", "min": 2, "max": 1}]}, "min is above max"),
+    "options of lora with another tuner": (
+        "method",
+        {"tuner": "ia3", "lora": {"rank": 8}},
+        "lora holds options of tuner lora, qlora or dora",
+    ),
+    "biases of a reward model": ("method", {"objective": "reward", "tuner": "bitfit"}, "tuner bitfit is for objective sft"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "a tuned model of another namespace": ("model.uri", "model://team-b/helper", "of this namespace only"),
@@ -114,6 +120,7 @@ RIGHT = {
         {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
     ),
     "preferences": ("method", {"objective": "dpo", "dpo": {"beta": 0.05, "labelSmoothing": 0.1}}),
+    "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "rewards": (
         "method",
