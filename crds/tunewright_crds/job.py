@@ -3,6 +3,7 @@
 A field that is here has an effect; what is not here is refused by name.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any, Final
@@ -10,10 +11,40 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
+from tunewright_crds.evaluation import MEASURES, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
-from tunewright_crds.fields import MODEL_PINNED, PIN_MODEL, AutoCount, ModelUri, Part, Rules, SecretName, claim_of, untouched
+from tunewright_crds.fields import (
+    MODEL_PINNED,
+    NAME_MODEL,
+    PIN_MODEL,
+    TUNED_MODEL,
+    TUNED_MODEL_NAMED,
+    AutoCount,
+    ModelUri,
+    Part,
+    Rules,
+    SecretName,
+    claim_of,
+    untouched,
+)
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, Objective, Tuner, either, misplaced
+from tunewright_crds.method import (
+    ALONE,
+    APART,
+    LEARNS_FROM,
+    NEEDS_REWARDS,
+    OPTIONS,
+    REINFORCED,
+    TUNER_OPTIONS,
+    UNFIT,
+    Examples,
+    Method,
+    Objective,
+    Tuner,
+    either,
+    misplaced,
+    misplaced_of_tuner,
+)
 from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
 
@@ -30,16 +61,22 @@ class OutputForm(StrEnum):
     MERGED = "merged"
 
 
+_OWN_KEYS: Final = "a model:// lies in the platform's own storage and is read with its keys: leave credentialsSecret out"
+
+
 class Model(
     Part,
     json_schema_extra=Rules(
-        (f"!self.uri.startsWith('hf://') || (self.uri.matches('{MODEL_PINNED}') && !self.uri.startsWith('hf://datasets/'))", PIN_MODEL)
+        (f"!self.uri.startsWith('hf://') || (self.uri.matches('{MODEL_PINNED}') && !self.uri.startsWith('hf://datasets/'))", PIN_MODEL),
+        (f"!self.uri.startsWith('{TUNED_MODEL}') || self.uri.matches('{TUNED_MODEL_NAMED}')", NAME_MODEL),
+        (f"!self.uri.startsWith('{TUNED_MODEL}') || self.credentialsSecret == ''", _OWN_KEYS),
     ),
 ):
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path."
+        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path; "
+        "or model://<TunedModel>[@version], a whole model (merged or full) that another job of this namespace publishes, and for which this one waits."
     )
     architecture: Architecture = Field(Architecture.AUTO, description="Kind of model; `auto` reads it from config.json.")
     chat_template: str = Field(
@@ -54,6 +91,12 @@ class Model(
         description="Secret of this namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_ENDPOINT_URL and AWS_REGION, "
         "to read the model with; for hf:// with HF_TOKEN and, for a mirror, HF_ENDPOINT. Default: the keys of the platform's own storage; for hf:// none.",
     )
+
+    @model_validator(mode="after")
+    def _read_with_the_right_keys(self) -> "Model":
+        if self.uri.startswith(TUNED_MODEL) and self.credentials_secret:
+            raise ValueError(_OWN_KEYS)
+        return self
 
 
 class Checkpointing(Part):
@@ -79,7 +122,7 @@ class Output(Part):
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
         max_length=2,
-        description="adapter (PEFT layout) and merged (a whole model). Tuner full always publishes the whole model.",
+        description="adapter (PEFT layout) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
     )
 
 
@@ -112,11 +155,14 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_ANSWERS_ONLY: Final = "with objective dpo only answers are compared: trainOn is response or last-response"
-_NOT_SHARDED: Final = "resources.sharding: full is for objectives sft and dpo, and not for tuner qlora, whose base is small already"
+_NOT_TOGETHER: Final = f"objective {either([one.value for one in ALONE])} trains in one process yet: set resources.gpus to at most 1"
+_ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+_NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
+_TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
+_LISTS: Final = ("output.formats",)  # fields that hold several values
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
 
 
@@ -133,30 +179,77 @@ def _only(examples: Examples) -> str:
     return f"with objective {either(_objectives(examples))} every source holds {examples.value}: format {either(_FORMATS[examples])}, and no template"
 
 
-def _cel(values: Iterable[str]) -> str:
+def _cel(values: Iterable[str | bool]) -> str:
     return f"[{', '.join(repr(str(value)) for value in values)}]"
 
 
 def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     """What the API server is told of objectives, their options and their data; `JobSpec` says the same in Python."""
     for field, objectives in OPTIONS.items():
-        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        left_out = " && ".join(untouched(Method, only=field, at="self.method"))
         yield f"self.method.objective in {_cel(objectives)} || ({left_out})", misplaced(field)
     for examples, formats in _FORMATS.items():
         learns = f"self.method.objective in {_cel(_objectives(examples))}"
         yield f"!({learns}) || self.dataset.sources.all(s, s.template == '' && s.format in {_cel(formats)})", _only(examples)
         yield f"{learns} || self.dataset.sources.all(s, !(s.format in {_cel(_OWN_FORMATS[examples])}))", _foreign(examples)
-    yield f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    of_conversations = f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))}"
+    yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
+    yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
+    yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
+    yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS
+    for (objective, tuner), why in UNFIT.items():
+        yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
+
+
+def _rules_of_requirements() -> Iterator[tuple[str, str]]:
+    """What the API server is told of `evaluation.require` beside objective and data; `JobSpec` says the same in Python."""
+    none = "self.evaluation.require.size() == 0"
+    yield (
+        f"{none} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
+        NO_TEST_ROWS,
+    )
+    for objective in Objective:
+        measured = MEASURES.get(objective, ())
+        if len(measured) < len(MetricName):
+            can = f"self.evaluation.require.all(r, r.metric in {_cel(measured)})" if measured else none
+            yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
+
+
+def _rules_of_tuners() -> Iterator[tuple[str, str]]:
+    """What the API server is told of tuners, and of fields that do not go together. It cannot look into `method.options`."""
+    for field, tuners in TUNER_OPTIONS.items():
+        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    for pair in APART:
+        yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
+
+
+def _is_among(field: str, values: Iterable[str | bool]) -> str:
+    if field in _LISTS:
+        return f"self.{field}.exists(one, one in {_cel(values)})"
+    if all(isinstance(value, bool) for value in values):
+        return f"self.{field} in {json.dumps(list(values))}"
+    return f"self.{field} in {_cel(values)}"
+
+
+def _found(spec: "JobSpec", field: str) -> list[Any]:
+    """The values of a field: all of a list's."""
+    node: Any = spec
+    for alias in field.split("."):
+        node = getattr(node, next(name for name, info in type(node).model_fields.items() if alias in (name, info.alias)))
+    return node if isinstance(node, list) else [node]
 
 
 class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
-        ("self.method.objective != 'dpo' || self.method.tuner != 'full'", NEEDS_ADAPTER),
-        ("self.method.objective != 'dpo' || self.dataset.trainOn != 'all'", _ANSWERS_ONLY),
-        ("self.method.objective != 'dpo' || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING),
-        ("self.resources.sharding != 'full' || (self.method.objective in ['sft', 'dpo'] && self.method.tuner != 'qlora')", _NOT_SHARDED),
+        (f"self.resources.gpus <= 1 || !(self.method.objective in {_cel(ALONE)})", _NOT_TOGETHER),
+        *_rules_of_requirements(),
+        *_rules_of_tuners(),
+        ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
     ),
 ):
     """What is wanted."""
@@ -167,6 +260,7 @@ class JobSpec(
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Numbers of the optimisation.")
     resources: Resources = Field(default_factory=Resources, description="What the pods ask for.")
     checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Output = Field(default_factory=Output, description="What is published.")
     deploy: Deploy = Field(default_factory=Deploy, description="Serve the tuned model once it is published.")
     suspend: bool = Field(False, description="Stop with a checkpoint and hold; false goes on at the exact step.")
@@ -197,12 +291,27 @@ class JobSpec(
             return self
         if self.dataset.ref:
             raise ValueError(_REF_HAS_CONVERSATIONS)
-        if any(source.template or source.format not in _FORMATS[examples] for source in sources):
+        if examples in _FORMATS and any(source.template or source.format not in _FORMATS[examples] for source in sources):
             raise ValueError(_only(examples))
+        if examples is Examples.PROMPTS and any(source.format is DataFormat.TEXT for source in sources):
+            raise ValueError(_TEXT_ANSWERS_NOTHING)
         if self.dataset.train_on is TrainOn.ALL:
             raise ValueError(_ANSWERS_ONLY)
         if self.hyperparameters.label_smoothing:
             raise ValueError(_OTHER_SMOOTHING)
+        return self
+
+    @model_validator(mode="after")
+    def _fields_go_together(self) -> "JobSpec":
+        for pair in APART:
+            if not {*pair.values}.isdisjoint(_found(self, pair.field)) and not {*pair.others}.isdisjoint(_found(self, pair.other)):
+                raise ValueError(pair.because)
+        return self
+
+    @model_validator(mode="after")
+    def _served_models_answer(self) -> "JobSpec":
+        if self.method.objective is Objective.REWARD and self.deploy.enabled:
+            raise ValueError(_NOT_SERVED)
         return self
 
     @model_validator(mode="after")
@@ -218,10 +327,17 @@ class JobSpec(
         return self.resources.sharding is Sharding.FULL or (self.resources.sharding is Sharding.AUTO and automatic)
 
     @model_validator(mode="after")
-    def _shardable(self) -> "JobSpec":
-        shardable = self.method.objective in (Objective.SFT, Objective.DPO) and self.method.tuner is not Tuner.QLORA
-        if self.resources.sharding is Sharding.FULL and not shardable:
-            raise ValueError(_NOT_SHARDED)
+    def _trains_together(self) -> "JobSpec":
+        if self.resources.gpus > 1 and self.method.objective in ALONE:
+            raise ValueError(_NOT_TOGETHER)
+        return self
+
+    @model_validator(mode="after")
+    def _requirements_can_be_met(self) -> "JobSpec":
+        if self.evaluation.require and not (self.dataset.ref or self.dataset.has_test):
+            raise ValueError(NO_TEST_ROWS)
+        if why := unfit(self.evaluation, self.method.objective):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")
@@ -242,6 +358,7 @@ class InstructionTuningJob(
         (f"{_STARTED} || self.spec.hyperparameters == oldSelf.spec.hyperparameters", f"spec.hyperparameters {_FROZEN}"),
         (f"{_STARTED} || self.spec.resources == oldSelf.spec.resources", f"spec.resources {_FROZEN}"),
         (f"{_STARTED} || self.spec.checkpointing == oldSelf.spec.checkpointing", f"spec.checkpointing {_FROZEN}"),
+        (f"{_STARTED} || self.spec.evaluation == oldSelf.spec.evaluation", f"spec.evaluation {_FROZEN}"),
         (f"{_STARTED} || self.spec.output == oldSelf.spec.output", f"spec.output {_FROZEN}"),
         (
             "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || self.spec.cancel",

@@ -57,6 +57,7 @@ class Role(StrEnum):
     SHARD = "shard"
     PREPARE = "prepare"
     TRAIN = "train"
+    EVALUATE = "evaluate"
     SERVE = "serve"
     DISCARD = "discard"
 
@@ -67,6 +68,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     PREPARING = "Preparing"
     TRAINING = "Training"
+    EVALUATING = "Evaluating"
     PUBLISHING = "Publishing"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
@@ -91,8 +93,10 @@ class DatasetPhase(StrEnum):
 class Condition(StrEnum):
     """Types of conditions on our resources."""
 
+    MODEL_READY = "ModelReady"
     DATA_READY = "DataReady"
     TRAINING = "Training"
+    EVALUATED = "Evaluated"
     ARTIFACT_PUBLISHED = "ArtifactPublished"
     DEPLOYED = "Deployed"
     SUSPENDED = "Suspended"
@@ -111,8 +115,12 @@ class Reason(StrEnum):
     DATA_DISCARDED = "DataDiscarded"
     DATA_STAYS = "DataStays"
     WAITING_FOR_DATASET = "WaitingForDataset"
+    WAITING_FOR_MODEL = "WaitingForModel"
+    MODEL_TAKEN = "ModelTaken"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
+    EVALUATING = "Evaluating"
+    EVALUATED = "Evaluated"
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     PUBLISHED = "Published"
@@ -134,16 +142,17 @@ class Reason(StrEnum):
 
 
 def child_name(owner: str, suffix: str, *, limit: int = MAX_LABEL) -> str:
-    """The name of a child: ``<owner>-<suffix>``, or with a hash in the middle where that is longer than ``limit``.
+    """The name of a child: ``<owner>-<suffix>``, or with a hash in the middle where that is longer than ``limit`` or the owner's name has dots.
 
+    A pod of an Indexed Job has its Job's name as its hostname, which holds no dots.
     Deterministic, so that a creation that happened before a crash answers 409 afterwards instead of making a twin.
     """
     plain = f"{owner}-{suffix}"
-    if len(plain) <= limit:
+    if len(plain) <= limit and "." not in owner:
         return plain
     digest = hashlib.sha256(owner.encode()).hexdigest()[:8]
     keep = limit - len(suffix) - len(digest) - 2
-    return f"{owner[:keep].rstrip('-.')}-{digest}-{suffix}"
+    return f"{owner[:keep].replace('.', '-').rstrip('-')}-{digest}-{suffix}"
 
 
 # A pod's name is its Job's plus "-<index>-<5 random>"; the Job's own name must leave room for that.
@@ -178,6 +187,11 @@ def discard_name(dataset: str, uid: str) -> str:
 def attempt_name(job: str, number: int) -> str:
     """The batch Job of training attempt ``number`` (from 1) of ``job``."""
     return child_name(job, f"train-{number}", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def evaluate_name(job: str) -> str:
+    """The batch Job that measures what ``job`` has tuned."""
+    return child_name(job, "evaluate", limit=MAX_LABEL - _POD_SUFFIX)
 
 
 def volume_path(claim: str) -> str:

@@ -54,7 +54,7 @@ class Resources(PodResources):
     sharding: Sharding = Field(
         Sharding.AUTO,
         description="Where several processes train: none gives each a copy of the model; full spreads the weights over all (FSDP2), for a model that would not fit "
-        "(objectives sft and dpo; not with qlora). auto: full where every weight trains, else none.",
+        "(objectives sft and dpo, tuners full and lora). auto: full where every weight trains, else none.",
     )
     gpu_resource: str = Field(
         "nvidia.com/gpu",

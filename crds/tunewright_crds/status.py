@@ -6,6 +6,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.names import Phase
 
@@ -96,12 +97,25 @@ class Requeue(Part):
     not_before: datetime | None = Field(None, alias="notBefore", description="When the next attempt may start.")
 
 
+class PublishedForm(Part):
+    """One form of a published model."""
+
+    kind: str = Field(max_length=16, description="adapter, merged, full or reward.")
+    uri: str = Field(max_length=2048, description="Folder of the artefact.")
+    digest: str = Field(max_length=128, description="Hash of the artefact's manifest.")
+
+
 class ModelStatus(Part):
     """What was published."""
 
     name: str = Field("", max_length=253, description="Name of the TunedModel.")
     version: str = Field("", max_length=63, description="Its version.")
     uri: str = Field("", max_length=2048, description="Folder of the artefact.")
+    kind: str = Field("", max_length=16, description="adapter, merged, full or reward.")
+    digest: str = Field("", max_length=128, description="Hash of the artefact's manifest.")
+    base: str = Field("", max_length=2048, description="The model that was tuned; of the hub's at the commit that was read.")
+    forms: list[PublishedForm] = Field(default_factory=list, max_length=8, description="Every form that was published.")
+    step: int = Field(0, ge=0, description="Optimizer step that training ended with.")
 
 
 class ErrorStatus(Part):
@@ -111,6 +125,16 @@ class ErrorStatus(Part):
     message: str = Field(max_length=MAX_MESSAGE, description="What went wrong, and where.")
     param: str = Field("", max_length=1024, description="The field, file or object to blame.")
     advice: str = Field("", max_length=MAX_MESSAGE, description="What to do.")
+
+
+class TakenModel(Part):
+    """A tuned model that the spec names, as it was when it was taken."""
+
+    field: str = Field(max_length=256, description="Field that names it.")
+    name: str = Field(max_length=253, description="Name of the TunedModel.")
+    version: str = Field(max_length=63, description="Its version then.")
+    uri: str = Field(max_length=2048, description="Folder of its artefact.")
+    digest: str = Field("", max_length=128, description="Hash of the artefact's manifest.")
 
 
 class PreparationStatus(Part):
@@ -125,6 +149,13 @@ class PreparationStatus(Part):
     )
     start_time: datetime | None = Field(None, alias="startTime", description="When the operator took it up.")
     completion_time: datetime | None = Field(None, alias="completionTime", description="When it ended.")
+    taken_models: list[TakenModel] = Field(
+        default_factory=list,
+        alias="takenModels",
+        max_length=4,
+        description="The tuned models that the spec names, as they were taken: preparing, training and every retry use these.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["field"]},
+    )
     dataset: DatasetStatus | None = Field(None, description="What was prepared.")
     restarts: PreparationRestarts = Field(default_factory=PreparationRestarts, description="Pods made anew, by cause.")
     requeue: Requeue | None = Field(None, description="Waiting until the next attempt.")
@@ -146,4 +177,5 @@ class JobStatus(PreparationStatus):
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
     )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
-    model: ModelStatus | None = Field(None, description="What was published.")
+    model: ModelStatus | None = Field(None, description="What was trained and lies in storage; the TunedModel is made once it is measured.")
+    evaluation: EvaluationStatus | None = Field(None, description="What was measured of the model.")

@@ -79,7 +79,7 @@ class Attempts:
         self._nursery = nursery
 
     def start(self, config: PodConfig, *, attempt: int, digest: str, **harm: Any) -> None:
-        """Begin an attempt. ``harm``: ``processes=N`` that train together; ``environment={...}``; ``kill_at_write=N``; ``terminate_at_step=N``; ``pause_at_step=N``, until `go_on`; ``s3`` true takes the config's
+        """Begin an attempt. ``harm``: ``processes=N`` that train together; ``environment={...}``; ``kill_at_write=N``; ``terminate_at_step=N``, of several processes the last; ``pause_at_step=N``, until `go_on`; ``s3`` true takes the config's
         storage, with the keys in the folder ``keys``."""
         self.message.unlink(missing_ok=True)
         plain = config.model_dump(mode="json", by_alias=True)
@@ -161,7 +161,7 @@ def _attempt(command: dict[str, Any]) -> None:
         if command.get("s3")
         else _deadly(LocalStore)(work / "store", command.get("kill_at_write"))
     )
-    if "terminate_at_step" in command:
+    if "terminate_at_step" in command and int(os.environ.get("RANK", "0")) == command.get("processes", 1) - 1:
         _before_step(command["terminate_at_step"], _terminate)
     if "pause_at_step" in command:
         _before_step(command["pause_at_step"], lambda: _pause(work / PAUSED))

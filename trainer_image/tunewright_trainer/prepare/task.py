@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds.dataset import Dataset, Split
-from tunewright_crds.method import Examples, Objective
+from tunewright_crds.method import Examples
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
@@ -46,14 +46,20 @@ class Task:
         template = chat_template(model.folder, config.spec.model.chat_template)
         return cls(config, open_sources(config), open_held_out(config), model, template)
 
-    @property
+    @cached_property
     def options(self) -> Dataset:
-        return self.config.spec.dataset
+        """As they take effect: examples that are prompts are not packed."""
+        return self.config.spec.dataset.model_copy(update={"packing": False}) if self.prompts else self.config.spec.dataset
 
     @property
     def pairs(self) -> bool:
         """Whether the examples are pairs of preferences."""
         return self.config.spec.method.examples is Examples.PREFERENCES
+
+    @property
+    def prompts(self) -> bool:
+        """Whether the examples are prompts for the model to answer itself."""
+        return self.config.spec.method.examples is Examples.PROMPTS
 
     @property
     def seed(self) -> int:
@@ -74,7 +80,9 @@ class Task:
     def depends(self) -> dict[str, Any]:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
-        objective = {"objective": Objective.DPO.value} if self.pairs else {}
+        examples = {"objective": "dpo"} if self.pairs else {}  # as it was called before other objectives learned from the same pairs
+        if self.prompts:
+            examples = {"examples": Examples.PROMPTS.value}
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {
@@ -84,7 +92,7 @@ class Task:
             "seed": self.seed,
             "template": self.template,
             "model": self.model.hashes,
-            **objective,
+            **examples,
             **held_out,
             **commit,
         }

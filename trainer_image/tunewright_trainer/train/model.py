@@ -14,14 +14,13 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import JobSpec
-from tunewright_crds.method import Tuner
-from tunewright_trainer.train import attention
+from tunewright_crds.method import Objective, Tuner
+from tunewright_trainer.train import attention, reward_model, tuners
 
 log = logging.getLogger(__name__)
 
 # Documents apart must give the logits that they give alone, to rounding.
 ISOLATION_TOLERANCE: Final = 1e-3
-_NAMES_TOLD: Final = 12
 _BF16_CAPABILITY: Final = (8, 0)  # Ampere, the first with bf16 tensor cores
 
 
@@ -72,30 +71,33 @@ def choose_precision(spec: JobSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted is Precision.BF16 else torch.float32
 
 
-def load(folder: Path, spec: JobSpec, *, device: torch.device | None = None) -> Tuned:
-    """The base model of ``folder`` with the job's tuner, ready to train; the adapter begins as the seed says. ``device``: default that of the job.
+def load(folder: Path, spec: JobSpec, *, steps: int = 0, device: torch.device | None = None) -> Tuned:
+    """The base model of ``folder`` with the job's tuner, ready to train for so many steps; an adapter begins as the seed says. ``device``: default the job's.
 
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
-    device = device or choose_device(spec)
-    compute = choose_precision(spec, device)
-    network = load_base(folder, spec, device=device, compute=compute)
+    tuned = load_untuned(folder, spec, device=device)
+    network = tuned.network
     check_isolation(network)
-    peft = None
-    if spec.method.tuner is Tuner.FULL:
-        network.requires_grad_(True)
-    else:
-        peft = add_adapter(network, spec)
+    tuned.peft = tuners.apply(network, spec, steps=steps)
     if spec.hyperparameters.gradient_checkpointing:
         # Not re-entrant: the re-entrant kind needs inputs with gradients, which a frozen embedding has not.
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return tuned
+
+
+def load_untuned(folder: Path, spec: JobSpec, *, device: torch.device | None = None) -> Tuned:
+    """The model of ``folder`` as it is, on the job's device or ``device``, and in the job's precision. Raises `Refusal` as `load` does."""
+    device = device or choose_device(spec)
+    compute = choose_precision(spec, device)
+    network = load_base(folder, spec, device=device, compute=compute)
     keeps_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
-    return Tuned(network=network, peft=peft, device=device, compute=compute, keeps_logits=keeps_logits)
+    return Tuned(network=network, peft=None, device=device, compute=compute, keeps_logits=keeps_logits)
 
 
 def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
-    """The base model, frozen unless it is tuned whole. Only safetensors are read and no code of the model's own is run."""
-    from transformers import AutoModelForCausalLM
+    """The base model. Only safetensors are read and no code of the model's own is run."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a pod's log is lines
@@ -104,20 +106,26 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
     options: dict[str, Any] = {"dtype": torch.float32 if whole else compute, "attn_implementation": attention.NAME}
     if spec.method.tuner is Tuner.QLORA:
         options |= _four_bits(compute, device)
+    judge = spec.method.objective is Objective.REWARD
+    if judge:
+        options |= {"num_labels": 1, "pad_token_id": reward_model.padding_of(folder)[0]}
+    kind = AutoModelForSequenceClassification if judge else AutoModelForCausalLM
     try:
-        network, told = AutoModelForCausalLM.from_pretrained(
+        network, told = kind.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
         )
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED, f"the model cannot be loaded: {str(error).splitlines()[0][:300]}", param="spec.model.uri"
         ) from error
     absent = sorted(told["missing_keys"])
+    if judge and reward_model.HEAD in absent:  # a base that is a reward model already has one
+        reward_model.begin_head(network, seed=spec.hyperparameters.seed)
+        absent.remove(reward_model.HEAD)
     if absent:
         raise Refusal(
             FailureCode.MODEL_NOT_FOUND, f"the safetensors files lack {len(absent)} weights, such as {absent[0]}", param="spec.model.uri"
         )
-    network.requires_grad_(False)
     return network.to(device) if spec.method.tuner is not Tuner.QLORA else network
 
 
@@ -135,44 +143,6 @@ def _four_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": quantisation, "device_map": {"": 0}}
 
 
-def add_adapter(network: Any, spec: JobSpec) -> Any:
-    """Put LoRA layers into ``network``, in fp32, drawn from the job's seed; returns PEFT's wrapper."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = spec.method.lora
-    targets: str | list[str] = lora.target_modules
-    if targets != "all-linear":
-        targets = str(targets).split(",")
-        check_targets(network, targets)
-    torch.manual_seed(spec.hyperparameters.seed)
-    options = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        use_rslora=lora.rslora,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(network, options)
-
-
-def check_targets(network: torch.nn.Module, targets: Sequence[str]) -> None:
-    """Refuse names that match no layer; PEFT itself is content if one of them does."""
-    layers = [name for name, module in network.named_modules() if _is_linear(module)]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            known = sorted({name.rpartition(".")[2] for name in layers})
-            raise Refusal(
-                FailureCode.CONFIG_INVALID,
-                f"no layer of the model is called {target}; it has {', '.join(known[:_NAMES_TOLD])}",
-                param="spec.method.lora.targetModules",
-            )
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-
-
 @torch.no_grad()
 def check_isolation(network: Any) -> None:
     """Refuse a model in which packed documents see one another, or that attends in a way that we do not compute.
@@ -183,8 +153,8 @@ def check_isolation(network: Any) -> None:
     vocabulary = int(network.get_input_embeddings().weight.shape[0])
     first, second = [[index % vocabulary for index in range(start, start + 6)] for start in (1, 11)]
     try:
-        together = torch.cat([_logits(network, [first, second])[0, -1:], _logits(network, [second, first])[0, -1:]])
-        alone = torch.cat([_logits(network, [second])[0, -1:], _logits(network, [first])[0, -1:]])
+        together = torch.cat([_hidden(network, [first, second])[0, -1:], _hidden(network, [second, first])[0, -1:]])
+        alone = torch.cat([_hidden(network, [second])[0, -1:], _hidden(network, [first])[0, -1:]])
     except (NotImplementedError, TypeError) as error:
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED, f"the model uses what training cannot do yet: {error}", param="spec.model.uri"
@@ -199,10 +169,10 @@ def check_isolation(network: Any) -> None:
         )
 
 
-def _logits(network: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+def _hidden(network: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
     lengths = [len(text) for text in texts]
     ids = torch.tensor([[token for text in texts for token in text]], device=network.device)
     positions = torch.tensor([[position for length in lengths for position in range(length)]], device=network.device)
     with attention.documents(lengths):
-        logits: torch.Tensor = network(input_ids=ids, position_ids=positions, use_cache=False).logits
-    return logits
+        hidden: torch.Tensor = network.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden

@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import JobSpec
-from tunewright_crds.method import Tuner
+from tunewright_crds.method import ALONE, Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
@@ -38,7 +39,8 @@ from tunewright_trainer.train.checkpoints import (
     restore_optimizer,
 )
 from tunewright_trainer.train.model import load
-from tunewright_trainer.train.objective import objective_of
+from tunewright_trainer.train.objective import objective_of, reinforced
+from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
 from tunewright_trainer.train.world import World
 
@@ -125,13 +127,15 @@ class Run:
         self.rows = rows_of.Rows(data / "train")
         self.validation = rows_of.Rows(data / "validation")
         _check_rows(self.spec, len(self.rows), len(self.validation))
+        _check_together(self.spec, world)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.objective = objective_of(self.spec)
-        self.tuned = load(model, self.spec)
+        self.tuned = load(model, self.spec, steps=self.plan.max_steps)
         self.sharded = world.size > 1 and self.spec.shards_model
         if self.sharded:
             sharding.shard(self.tuned.network, world, whole=self.spec.method.tuner is Tuner.FULL)
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
         self.weights = self.tuned.trainable
         self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
         self.counters = Counters()
@@ -168,29 +172,37 @@ class Run:
         log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
 
     def step(self) -> None:
-        """One optimizer step over one effective batch."""
+        """One effective batch: an optimizer step over it, or with rewards as many as the objective makes of the answers to it."""
         step = self.counters.step + 1
-        batch = [self.rows[self.order[position]] for position in self.plan.positions(step)]
-        size = self.objective.size(batch)
+        batch: Sequence[rows_of.Row] = [self.rows[self.order[position]] for position in self.plan.positions(step)]
         rate = self.plan.learning_rate(step)
         # Dropout draws from the seed and the step alone.
         torch.manual_seed(self.world.seed((self.wanted.seed << 32) + step))
         self.tuned.network.train()
-        measured: dict[str, float] = {}
-        for group, share_of in self._shares(batch, size):
-            shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share_of)
-            measured = {name: measured.get(name, 0.0) + share for name, share in shares.items()}
-        measured = self.world.total(measured)
-        sharding.add_up(self.weights.values(), self.world)
-        norm = float(sharding.gathered(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm)))
-        _check_finite(step, loss=measured["loss"], norm=norm)
         for group_of_weights in self.optimizer.param_groups:
             group_of_weights["lr"] = rate
+        if self.reinforced:
+            batch, measured = self.reinforced.learn(batch, step=step, state=self.counters.state, update=self._update)
+        else:
+            measured = self._update(batch, self.objective)
+        self._count(step, batch, measured | {"learning_rate": rate})
+
+    def _update(self, batch: Sequence[rows_of.Row], loss: Loss) -> dict[str, float]:
+        """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
+        size = loss.size(batch)
+        measured: dict[str, float] = {}
+        for group, share_of in self._shares(batch, size):
+            shares = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share_of)
+            measured = metrics.added(measured, shares)
+        measured = reduce(metrics.added, self.world.of_each(measured))
+        sharding.add_up(self.weights.values(), self.world)
+        norm = float(sharding.gathered(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm)))
+        _check_finite(self.counters.step + 1, loss=measured["loss"], norm=norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(step, batch, measured | {"grad_norm": norm, "learning_rate": rate})
+        return measured | {"grad_norm": norm}
 
-    def _shares(self, batch: list[rows_of.Row], size: int) -> Iterator[tuple[Sequence[rows_of.Row], float]]:
+    def _shares(self, batch: Sequence[rows_of.Row], size: int) -> Iterator[tuple[Sequence[rows_of.Row], float]]:
         """The groups of rows that this process computes, and the size of the batch that each is a share of.
 
         With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats its last, as no share.
@@ -201,7 +213,7 @@ class Run:
         if self.sharded:
             yield from [((own or groups[0])[-1], math.inf)] * (max(map(len, groups)) - len(own))
 
-    def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
+    def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
         targets = sum(row.targets for row in batch)
         self.counters.step = step
@@ -220,7 +232,8 @@ class Run:
         """Measure the validation loss where the plan says so, and judge it."""
         if not len(self.validation) or not self.plan.evaluates(self.counters.step):
             return
-        measured = self.world.of_leader(self.objective.evaluate(self.tuned, self.validation))
+        measured = self.reinforced.evaluate(self.validation) if self.reinforced else self.objective.evaluate(self.tuned, self.validation)
+        measured = self.world.of_leader(measured)
         value = measured["eval_loss"]
         _check_finite(self.counters.step, loss=value, norm=0.0)
         self.counters.metrics |= measured
@@ -239,7 +252,7 @@ class Run:
     def snapshot(self) -> Snapshot:
         """A copy of all that the rest of the run depends on."""
         return Snapshot(
-            counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics)})),
+            counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics), "state": dict(self.counters.state)})),
             weights=self._whole(self.weights),
             optimizer=self._whole(optimizer_tensors(self.optimizer, self.weights)),
             best=self.best,
@@ -366,6 +379,13 @@ def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
             FailureCode.CONFIG_INVALID,
             "early stopping needs validation rows, and with so little data none was drawn: raise validationFraction",
             param="spec.dataset.validationFraction",
+        )
+
+
+def _check_together(spec: JobSpec, world: World) -> None:
+    if world.size > 1 and spec.method.objective in ALONE:
+        raise Refusal(
+            FailureCode.CONFIG_INVALID, f"objective {spec.method.objective} trains in one process yet", param="spec.method.objective"
         )
 
 

@@ -4,6 +4,7 @@ Started by `tunewright_trainer.launch` or by torchrun, which both say by environ
 nothing is exchanged.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,18 +49,17 @@ class World:
         """A seed of this process's own, and of one process by itself the base."""
         return (base + self.rank * 0x9E3779B97F4A7C15) % 2**63
 
-    def total(self, measured: dict[str, float]) -> dict[str, float]:
-        """The sum of each number over all processes, some of which may have measured nothing; the same bits everywhere."""
+    def of_each(self, value: T) -> list[T]:
+        """The values of all processes, by rank; everywhere."""
         if self.size == 1:
-            return measured
-        gathered: list[dict[str, float]] = [{} for _ in range(self.size)]
-        dist.all_gather_object(gathered, measured)
-        names = dict.fromkeys(name for part in gathered for name in part)
-        return {name: sum(part.get(name, 0.0) for part in gathered) for name in names}
+            return [value]
+        told = [value] * self.size
+        dist.all_gather_object(told, value)
+        return told
 
     def any(self, flag: bool) -> bool:
         """Whether it holds in any process."""
-        return flag if self.size == 1 else self.total({"flag": float(flag)})["flag"] > 0
+        return any(self.of_each(flag))
 
     def of_leader(self, value: T) -> T:
         """The leader's value, everywhere."""
@@ -85,6 +85,8 @@ def joined(*, gpu: bool) -> Iterator[World]:
     world = World(rank=int(os.environ["RANK"]), size=size, local_rank=launch.local_rank())
     if gpu:
         torch.cuda.set_device(world.local_rank)
+    if not world.leads:
+        logging.getLogger("tunewright_trainer").setLevel(logging.WARNING)  # the leader tells for all
     # Small things, such as metrics, go between processors; tensors of a GPU between GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
     yield world
