@@ -26,7 +26,7 @@ from tunewright_crds.fields import (
     untouched,
 )
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, OPTIONS, UNFIT, Examples, Method, Objective, either, misplaced
+from tunewright_crds.method import DPO_RULES, LEARNS_FROM, OPTIONS, UNFIT, Examples, Method, Objective, either, misplaced
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -175,6 +175,7 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
     yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
     yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    yield from ((rule.cel, rule.said) for rule in DPO_RULES)
     for (objective, tuner), why in UNFIT.items():
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 

@@ -48,6 +48,7 @@ def accumulated(tuned: Tuned, made: Sequence[Row], objective: Optimised, *, each
     tuned.network.train()
     found: dict[str, float] = {}
     rows = rows_of(made)
-    for group in data.grouped(rows, each):
-        found = metrics.added(found, objective.backward(tuned, data.micro_batch(group, CPU), share_of=objective.size(rows)))
+    groups = list(data.grouped(rows, each))
+    for group, share in zip(groups, objective.shares(tuned, groups), strict=True):
+        found = metrics.added(found, objective.backward(tuned, data.micro_batch(group, CPU), share_of=share))
     return found, gradient(tuned)

@@ -1,7 +1,7 @@
 """What is optimised, as the recipe sees it: each objective is a file of its own."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import Objective
@@ -16,12 +16,15 @@ from tunewright_trainer.train.reward import BradleyTerry
 class Optimised(Protocol):
     """An objective with its options."""
 
-    def size(self, rows: Sequence[Row]) -> int:
-        """How many parts the loss of these rows is the mean of; at least 1."""
+    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
+        """What each micro-batch must know of the whole batch, for `backward`: how many parts the loss is the mean of, and what else its gradient depends on.
+
+        May ask the model, without gradients: random numbers are drawn anew before the first `backward`, so dropout is the same in both.
+        """
         ...
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
-        """Add the gradients of a micro-batch, as its share of a batch of that size; returns its share of each metric, `loss` among them.
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Any) -> Measured:
+        """Add the gradients of a micro-batch, as its share of a whole batch; returns its share of each metric, `loss` among them.
 
         Shares come together by `metrics.added`.
         """
@@ -35,7 +38,7 @@ class Optimised(Protocol):
 def objective_of(spec: JobSpec) -> Optimised:
     """What the job asks for."""
     if spec.method.objective is Objective.DPO:
-        return Dpo(beta=spec.method.dpo.beta, smoothing=spec.method.dpo.label_smoothing)
+        return Dpo(spec.method.dpo)
     if spec.method.objective is Objective.REWARD:
         return BradleyTerry(centering=spec.method.reward.center_rewards_coefficient)
     return Sft(smoothing=spec.hyperparameters.label_smoothing)

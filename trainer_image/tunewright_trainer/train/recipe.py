@@ -142,15 +142,16 @@ class Run:
         """One optimizer step over one effective batch."""
         step = self.counters.step + 1
         batch = [self.rows[self.order[position]] for position in self.plan.positions(step)]
-        size = self.objective.size(batch)
+        groups = list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings))
         rate = self.plan.learning_rate(step)
-        # Dropout draws from the seed and the step alone.
-        torch.manual_seed((self.wanted.seed << 32) + step)
         self.tuned.network.train()
+        self._draw_from(step)
+        shares = self.objective.shares(self.tuned, groups)
+        self._draw_from(step)
         measured: dict[str, float] = {}
-        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
-            shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
-            measured = metrics.added(measured, shares)
+        for group, share in zip(groups, shares, strict=True):
+            found = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
+            measured = metrics.added(measured, found)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
         _check_finite(step, loss=measured["loss"], norm=norm)
         for group_of_weights in self.optimizer.param_groups:
@@ -158,6 +159,10 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(step, batch, measured | {"grad_norm": norm, "learning_rate": rate})
+
+    def _draw_from(self, step: int) -> None:
+        """Dropout draws from the seed and the step alone."""
+        torch.manual_seed((self.wanted.seed << 32) + step)
 
     def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
