@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -61,6 +62,9 @@ REFUSED = {
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "options of lora with another tuner": ("method", {"tuner": "ia3", "lora": {"rank": 8}}, "method"),
+    "options of a tuner that has none": ("method", {"tuner": "bitfit", "options": {"r": 8}}, "method"),
+    "too many options": ("method.options", {f"o{index}": 1 for index in range(33)}, "method.options"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
     "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
@@ -112,6 +116,18 @@ def test_options_of_dpo_have_an_effect(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=r"dpo\.|exo_pair|robust") as caught:
         read_spec(SMALLEST | {"method": {"objective": "dpo", "dpo": options}})
     assert {error["loc"] for error in caught.value.errors()} == {("method", "dpo")}
+
+
+UNFIT_VALUES = {
+    "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+}
+
+
+@pytest.mark.parametrize(("tuner", "parts", "said"), UNFIT_VALUES.values(), ids=UNFIT_VALUES)
+def test_tuners_and_fields_that_do_not_go_together_are_refused(tuner: str, parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        read_spec({**SMALLEST, "method": {"tuner": tuner}, **parts})
+    read_spec({**SMALLEST, **parts})
 
 
 def test_a_reward_model_is_not_served() -> None:
