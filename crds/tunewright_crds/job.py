@@ -31,7 +31,9 @@ from tunewright_crds.method import (
     APART,
     DPO_RULES,
     LEARNS_FROM,
+    NEEDS_REWARDS,
     OPTIONS,
+    REINFORCED,
     TUNER_OPTIONS,
     UNFIT,
     Examples,
@@ -151,9 +153,10 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_ANSWERS_ONLY: Final = "with another objective than sft only answers are compared: trainOn is response or last-response"
+_ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
+_TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
 _LISTS: Final = ("output.formats",)  # fields that hold several values
@@ -180,7 +183,7 @@ def _cel(values: Iterable[str | bool]) -> str:
 def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     """What the API server is told of objectives, their options and their data; `JobSpec` says the same in Python."""
     for field, objectives in OPTIONS.items():
-        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        left_out = " && ".join(untouched(Method, only=field, at="self.method"))
         yield f"self.method.objective in {_cel(objectives)} || ({left_out})", misplaced(field)
     for examples, formats in _FORMATS.items():
         learns = f"self.method.objective in {_cel(_objectives(examples))}"
@@ -191,6 +194,9 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
     yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
     yield from ((rule.cel, rule.said) for rule in DPO_RULES)
+    reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
+    yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
+    yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS
     for (objective, tuner), why in UNFIT.items():
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
@@ -266,8 +272,10 @@ class JobSpec(
             return self
         if self.dataset.ref:
             raise ValueError(_REF_HAS_CONVERSATIONS)
-        if any(source.template or source.format not in _FORMATS[examples] for source in sources):
+        if examples in _FORMATS and any(source.template or source.format not in _FORMATS[examples] for source in sources):
             raise ValueError(_only(examples))
+        if examples is Examples.PROMPTS and any(source.format is DataFormat.TEXT for source in sources):
+            raise ValueError(_TEXT_ANSWERS_NOTHING)
         if self.dataset.train_on is TrainOn.ALL:
             raise ValueError(_ANSWERS_ONLY)
         if self.hyperparameters.label_smoothing:

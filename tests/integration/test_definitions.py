@@ -59,6 +59,10 @@ FIELDS = {
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
+    "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective grpo or rloo"),
+    "nothing that is rewarded": ("method.objective", "rloo", "an objective that learns from rewards needs some"),
+    "a reward of no pattern": ("method", {"objective": "grpo", "rewards": [{"type": "regex"}]}, "pattern is for type regex"),
+    "a reward of no length": ("method", {"objective": "grpo", "rewards": [{"type": "length", "min": 2, "max": 1}]}, "min is above max"),
     "options of lora with another tuner": (
         "method",
         {"tuner": "ia3", "lora": {"rank": 8}},
@@ -126,12 +130,29 @@ RIGHT = {
     ),
     "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
+    "rewards": (
+        "method",
+        {
+            "objective": "grpo",
+            "grpo": {"generations": 4},
+            "rewards": [{"type": "regex", "pattern": "a", "weight": 2}, {"type": "length", "max": 9}],
+        },
+    ),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "a tuned model": ("model.uri", "model://helper@20260301-12345678"),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}),
     "an InstructionDataset, with defaults written out": ("dataset", {"ref": "support-v1", "validationFraction": 0.05, "testFraction": 0}),
 }
+
+
+def holds(node: Any, value: Any) -> bool:
+    """Whether what is stored is what was applied, with more fields in its objects."""
+    if isinstance(value, dict):
+        return all(name in node and holds(node[name], inner) for name, inner in value.items())
+    if isinstance(value, list):
+        return len(node) == len(value) and all(map(holds, node, value))
+    return bool(node == value)
 
 
 @pytest.mark.parametrize(("path", "value"), RIGHT.values(), ids=RIGHT)
@@ -142,7 +163,7 @@ def test_what_works_is_taken_and_filled_in(kubectl: Kubectl, namespace: str, pat
     node: Any = spec
     for part in path.split("."):
         node = node[int(part)] if isinstance(node, list) else node[part]
-    assert _holds(node, value)
+    assert holds(node, value)
 
 
 def _dpo(**options: Any) -> dict[str, Any]:
@@ -163,7 +184,7 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
     "temperature of another loss": (_dpo(discopopTau=0.5), "dpo.discopopTau is for loss discopop"),
     "options of dpo with another objective": ({"method": {"dpo": {"ldAlpha": 0.5}}}, "dpo holds options of objective dpo"),
     "a reward model that is served": ({"method": {"objective": "reward"}, "deploy": {"enabled": True}}, "judges answers and gives none"),
-    "prompts that are learned from pairs": ({"method": {"objective": "reward"}, "dataset.trainOn": "all"}, "only answers are compared"),
+    "prompts that are learned from pairs": ({"method": {"objective": "reward"}, "dataset.trainOn": "all"}, "only answers count"),
     "smoothing of tokens in pairs": ({"method": {"objective": "dpo"}, "hyperparameters.labelSmoothing": 0.1}, "is for objective sft"),
 }
 
@@ -176,13 +197,6 @@ def test_what_does_not_fit_together_is_refused_on_apply(kubectl: Kubectl, namesp
     with pytest.raises(CommandFailed) as refusal:
         kubectl.apply(job)
     assert said in str(refusal.value)
-
-
-def _holds(filled: Any, given: Any) -> bool:
-    """Whether what was given is there, whatever was filled in beside it."""
-    if isinstance(given, dict):
-        return all(name in filled and _holds(filled[name], value) for name, value in given.items())
-    return bool(filled == given)
 
 
 FIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -16,9 +16,9 @@ class Sft:
     def __init__(self, *, smoothing: float) -> None:
         self._smoothing = smoothing
 
-    def shares(self, _tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[int]:
+    def size(self, rows: Sequence[Row]) -> int:
         """The loss is the mean over trained tokens."""
-        return [max(1, sum(row.targets for group in groups for row in group))] * len(groups)
+        return max(1, sum(row.targets for row in rows))
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> dict[str, float]:
         """See `tunewright_trainer.train.objective.Optimised`."""

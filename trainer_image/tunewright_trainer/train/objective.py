@@ -1,30 +1,32 @@
 """What is optimised, as the recipe sees it: each objective is a file of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import torch
 
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import Objective
 from tunewright_trainer.train.data import MicroBatch, Row, Rows
 from tunewright_trainer.train.dpo import Dpo
+from tunewright_trainer.train.grpo import Grpo
 from tunewright_trainer.train.loss import Sft
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reinforced import Loss, Setting, Update
 from tunewright_trainer.train.reward import BradleyTerry
+from tunewright_trainer.train.rloo import Rloo
 
 
 class Optimised(Protocol):
     """An objective with its options."""
 
-    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
-        """What each micro-batch must know of the whole batch, for `backward`: how many parts the loss is the mean of, and what else its gradient depends on.
-
-        May ask the model, without gradients: random numbers are drawn anew before the first `backward`, so dropout is the same in both.
-        """
+    def size(self, rows: Sequence[Row]) -> int:
+        """How many parts the loss of these rows is the mean of; at least 1."""
         ...
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Any) -> Measured:
-        """Add the gradients of a micro-batch, as its share of a whole batch; returns its share of each metric, `loss` among them.
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+        """Add the gradients of a micro-batch, as its share of a batch of that size; returns its share of each metric, `loss` among them.
 
         Shares come together by `metrics.added`.
         """
@@ -35,10 +37,54 @@ class Optimised(Protocol):
         ...
 
 
-def objective_of(spec: JobSpec) -> Optimised:
-    """What the job asks for."""
+class Coupled(Protocol):
+    """An objective whose parts of a batch must know more of the whole than its size."""
+
+    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
+        """For each micro-batch, what `backward` must know of the whole batch. May ask the model, without gradients; dropout will be the same again."""
+        ...
+
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Any) -> Measured:
+        """See `Optimised`."""
+        ...
+
+    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
+        """See `Optimised`."""
+        ...
+
+
+class Reinforced(Protocol):
+    """An objective that learns from rewards for answers of the model's own. A step draws answers, and makes one optimizer step or several on them."""
+
+    def learn(self, rows: Sequence[Row], *, step: int, state: dict[str, float], update: Update) -> tuple[Sequence[Row], Measured]:
+        """One step over the prompts of these rows. ``state`` is kept in checkpoints, and the whole rest of the step depends on the weights, the optimizer's
+        state, the seed and the step only. Returns what was trained on, and metrics, `loss` and `reward` among them."""
+        ...
+
+    def evaluate(self, rows: Rows) -> Measured:
+        """Metrics of the likeliest answers to the prompts of validation: `eval_reward`, and `eval_loss`, which is what is to become less."""
+        ...
+
+
+def reinforced(tuned: Tuned, setting: Setting) -> Reinforced | None:
+    """The job's objective if it learns from rewards. Layers that only training needs are added to ``tuned``."""
+    made: dict[Objective, Callable[[Tuned, Setting], Reinforced]] = {Objective.GRPO: Grpo, Objective.RLOO: Rloo}
+    make = made.get(setting.spec.method.objective)
+    return make(tuned, setting) if make else None
+
+
+def objective_of(spec: JobSpec) -> Optimised | Coupled:
+    """What the job asks for, if it learns from what the data says."""
     if spec.method.objective is Objective.DPO:
         return Dpo(spec.method.dpo)
     if spec.method.objective is Objective.REWARD:
         return BradleyTerry(centering=spec.method.reward.center_rewards_coefficient)
     return Sft(smoothing=spec.hyperparameters.label_smoothing)
+
+
+def shares_of(loss: Loss | Coupled, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
+    """For each micro-batch of a batch, what it is the share of."""
+    if hasattr(loss, "shares"):
+        with torch.random.fork_rng():  # looking at the batch draws no random numbers away from its gradients
+            return loss.shares(tuned, groups)
+    return [loss.size([row for group in groups for row in group])] * len(groups)

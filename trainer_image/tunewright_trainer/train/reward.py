@@ -22,9 +22,9 @@ class BradleyTerry:
     def __init__(self, *, centering: float) -> None:
         self._centering = centering
 
-    def shares(self, _tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[int]:
+    def size(self, rows: Sequence[Row]) -> int:
         """The loss is the mean over pairs."""
-        return [sum(map(len, groups))] * len(groups)
+        return max(1, len(rows))
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
