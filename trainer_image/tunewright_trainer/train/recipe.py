@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import JobSpec
-from tunewright_crds.method import ALONE, Tuner
+from tunewright_crds.method import ALONE, Objective, Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
@@ -38,8 +39,9 @@ from tunewright_trainer.train.checkpoints import (
     optimizer_tensors,
     restore_optimizer,
 )
+from tunewright_trainer.train.dpo_losses import couples
 from tunewright_trainer.train.model import load
-from tunewright_trainer.train.objective import objective_of, reinforced
+from tunewright_trainer.train.objective import Coupled, none_of, objective_of, reinforced, shares_of
 from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
 from tunewright_trainer.train.world import World
@@ -187,13 +189,12 @@ class Run:
             measured = self._update(batch, self.objective)
         self._count(step, batch, measured | {"learning_rate": rate})
 
-    def _update(self, batch: Sequence[rows_of.Row], loss: Loss) -> dict[str, float]:
+    def _update(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> dict[str, float]:
         """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
-        size = loss.size(batch)
         measured: dict[str, float] = {}
-        for group, share_of in self._shares(batch, size):
-            shares = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share_of)
-            measured = metrics.added(measured, shares)
+        for group, share in self._shares(batch, loss):
+            found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
+            measured = metrics.added(measured, found)
         measured = reduce(metrics.added, self.world.of_each(measured))
         sharding.add_up(self.weights.values(), self.world)
         norm = float(sharding.gathered(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm)))
@@ -202,16 +203,19 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         return measured | {"grad_norm": norm}
 
-    def _shares(self, batch: Sequence[rows_of.Row], size: int) -> Iterator[tuple[Sequence[rows_of.Row], float]]:
-        """The groups of rows that this process computes, and the size of the batch that each is a share of.
+    def _shares(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> list[tuple[Sequence[rows_of.Row], Any]]:
+        """The groups of rows that this process computes, each with what it is the share of.
 
-        With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats its last, as no share.
+        With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats another, as no share.
         """
-        groups = [list(rows_of.grouped(share, self.wanted.micro_batch_size, halvings=self.halvings)) for share in self.world.shares(batch)]
-        own = groups[self.world.rank]
-        yield from ((group, size) for group in own)
-        if self.sharded:
-            yield from [((own or groups[0])[-1], math.inf)] * (max(map(len, groups)) - len(own))
+        size = self.wanted.micro_batch_size
+        groups = [list(rows_of.grouped(rows, size, halvings=self.halvings)) for rows in self.world.shares(batch)]
+        shares = iter(shares_of(loss, self.tuned, [group for own in groups for group in own]))
+        parts = [[(group, next(shares)) for group in own] for own in groups]
+        own = parts[self.world.rank]
+        absent = max(map(len, parts)) - len(own) if self.sharded else 0
+        group, share = max(parts, key=len)[0]
+        return own + [(group, none_of(share))] * absent
 
     def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
@@ -383,9 +387,17 @@ def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
 
 
 def _check_together(spec: JobSpec, world: World) -> None:
-    if world.size > 1 and spec.method.objective in ALONE:
+    if world.size == 1:
+        return
+    if spec.method.objective in ALONE:
         raise Refusal(
             FailureCode.CONFIG_INVALID, f"objective {spec.method.objective} trains in one process yet", param="spec.method.objective"
+        )
+    if spec.method.objective is Objective.DPO and couples(spec.method.dpo):
+        raise Refusal(
+            FailureCode.CONFIG_INVALID,
+            "this loss compares the pairs of a batch, and trains in one process yet",
+            param="spec.method.dpo.loss",
         )
 
 

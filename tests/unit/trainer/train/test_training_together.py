@@ -113,7 +113,11 @@ def test_processes_are_started_heard_and_ended_as_one(tmp_path: Path) -> None:
         "resources": {"cpu": "1"},
         "checkpointing": {"everySteps": 1},
     }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"apiVersion": "tunewright.dev/v1alpha1", "kind": "InstructionTuningJob", "metadata": {"name": "pair"}, "spec": spec}))
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump(
+            {"apiVersion": "tunewright.dev/v1alpha1", "kind": "InstructionTuningJob", "metadata": {"name": "pair"}, "spec": spec}
+        )
+    )
     output = tmp_path / "out"
     command = [sys.executable, "-m", "tunewright_trainer", "run", str(tmp_path / "job.yaml"), "--output", str(output), "--processes", "2"]
     with subprocess.Popen(command) as program:
