@@ -44,6 +44,7 @@ class FailureCode(StrEnum):
     ACCESS_DENIED = "AccessDenied"
     CONFIG_INVALID = "ConfigInvalid"
     OUT_OF_MEMORY = "OutOfMemory"
+    MEMORY_TOO_SMALL = "MemoryTooSmall"
     LOSS_DIVERGED = "LossDiverged"
     STALLED = "Stalled"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -67,6 +68,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.ACCESS_DENIED: "Check the keys in the credentials Secret and what they may read.",
     FailureCode.CONFIG_INVALID: "Correct the named field and apply the job again.",
     FailureCode.OUT_OF_MEMORY: "Ask for more memory, or lower dataset.maxLength, hyperparameters.microBatchSize or method.lora.rank; tuner qlora needs least.",
+    FailureCode.MEMORY_TOO_SMALL: "Change one of what the message names, or set resources.ignoreMemoryPlan to try all the same; the prepared data is kept.",
     FailureCode.LOSS_DIVERGED: "Lower hyperparameters.learningRate, raise warmupRatio, or look at the data report for odd rows.",
     FailureCode.STALLED: "Look at the pod's log; a step did not end in the time that steps of this job took before.",
     FailureCode.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds or give the job more resources; checkpoints are kept.",
@@ -90,6 +92,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.ACCESS_DENIED: ExitCode.DENIED,
     FailureCode.CONFIG_INVALID: ExitCode.CONFIG,
     FailureCode.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
+    FailureCode.MEMORY_TOO_SMALL: ExitCode.CONFIG,
     FailureCode.LOSS_DIVERGED: ExitCode.DATA,
     FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_NOT_FOUND: ExitCode.MISSING,

@@ -43,6 +43,7 @@ def _hear_prepared(work: Pass[Any, Any]) -> bool:
     if not batch.finished:
         return _watch(work, batch)
     outcome = heard(pod)
+    work.hear_of_memory(outcome)
     if outcome and outcome.dataset and outcome.error is None:
         work.status.dataset = outcome.dataset
         work.status.requeue = None

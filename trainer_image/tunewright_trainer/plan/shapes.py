@@ -4,6 +4,7 @@ A file begins with the length of its header (8 bytes, little endian), then the h
 (https://huggingface.co/docs/safetensors). Whoever reads it finds out, before a GPU is asked for, that a file is cut off or is none.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -57,6 +58,17 @@ class Weight:
 def read_shapes(place: Place) -> tuple[Weight, ...]:
     """Every weight of the model in a folder. Raises `ModelNotFound` naming a file that is cut off, or is no safetensors file."""
     return tuple(weight for info in _files(place) for weight in _read(place, info))
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """config.json as an object. Raises `ModelUnsupported`."""
+    try:
+        config = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(FailureCode.MODEL_UNSUPPORTED, "config.json is not JSON", param=PARAM) from error
+    if not isinstance(config, dict):
+        raise Refusal(FailureCode.MODEL_UNSUPPORTED, "config.json is no object", param=PARAM)
+    return config
 
 
 def _files(place: Place) -> Sequence[ObjectInfo]:

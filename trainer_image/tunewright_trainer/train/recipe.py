@@ -56,11 +56,15 @@ def train(
     model: Path,
     work: Path,
     store: Store,
+    planned_halvings: int = 0,
 ) -> Outcome:
     """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
     with telling(outcome), reproducible(config.spec):
         run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
+        run.counters.planned_halvings = (
+            planned_halvings  # a checkpoint's own count goes before it: other micro-batches give other roundings
+        )
         try:
             run.resume()
             work_under_way.set()
@@ -148,7 +152,7 @@ class Run:
         torch.manual_seed((self.wanted.seed << 32) + step)
         self.tuned.network.train()
         measured: dict[str, float] = {}
-        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
+        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings + self.counters.planned_halvings):
             shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
             measured = metrics.added(measured, shares)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
