@@ -41,6 +41,7 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
     """See `tunewright_trainer.prepare.run`."""
     outcome = Outcome(dataset=DatasetStatus())
     with telling(outcome):
+        _check_options(config)
         task = Task.open(config, work / "base")
         key = dataset_key(config.job.namespace, task.digest) if key is None else key
         found = read_manifest(store, key)
@@ -71,6 +72,14 @@ def plan_memory(config: PodConfig, model: BaseModel, manifest: dict[str, Any], o
     if not is_local(config):
         refuse(outcome.memory, config.spec)
     return outcome
+
+
+def _check_options(config: PodConfig) -> None:
+    """A mistake in them ends the job here, before a pod with a GPU is asked for."""
+    if config.spec.method.options:
+        from tunewright_trainer.train.options import checked
+
+        checked(config.spec.method)
 
 
 class _Preparation:
