@@ -59,7 +59,7 @@ def plan(config: PodConfig, weights: Sequence[Weight], model: Mapping[str, Any],
         parts=[MemoryPart(name=name, bytes=size) for name, size in found.parts.items()],
     )
     if status.fits == "unknown":
-        return status.model_copy(update={"advice": "no node says how much memory its GPUs have (label nvidia.com/gpu.memory)"})
+        return status.model_copy(update={"advice": "the memory of the GPU is not known"})
     if status.fits in ("no", "tight"):
         changes = list(_changes(weights, shape, spec, facts, limit))[:_MOST_ADVICE]
         return status.model_copy(update={"advice": f"it would fit with {', or '.join([*changes, _more_memory(spec, found.total)])}"})
