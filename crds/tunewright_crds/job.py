@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
+from tunewright_crds.evaluation import MEASURES, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MODEL_PINNED,
@@ -201,6 +202,20 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
 
+def _rules_of_requirements() -> Iterator[tuple[str, str]]:
+    """What the API server is told of `evaluation.require` beside objective and data; `JobSpec` says the same in Python."""
+    none = "self.evaluation.require.size() == 0"
+    yield (
+        f"{none} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
+        NO_TEST_ROWS,
+    )
+    for objective in Objective:
+        measured = MEASURES.get(objective, ())
+        if len(measured) < len(MetricName):
+            can = f"self.evaluation.require.all(r, r.metric in {_cel(measured)})" if measured else none
+            yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
+
+
 def _rules_of_tuners() -> Iterator[tuple[str, str]]:
     """What the API server is told of tuners, and of fields that do not go together. It cannot look into `method.options`."""
     for field, tuners in TUNER_OPTIONS.items():
@@ -230,6 +245,7 @@ class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
+        *_rules_of_requirements(),
         *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
     ),
@@ -242,6 +258,7 @@ class JobSpec(
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Numbers of the optimisation.")
     resources: Resources = Field(default_factory=Resources, description="What the pods ask for.")
     checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Output = Field(default_factory=Output, description="What is published.")
     deploy: Deploy = Field(default_factory=Deploy, description="Serve the tuned model once it is published.")
     suspend: bool = Field(False, description="Stop with a checkpoint and hold; false goes on at the exact step.")
@@ -304,6 +321,14 @@ class JobSpec(
         return self
 
     @model_validator(mode="after")
+    def _requirements_can_be_met(self) -> "JobSpec":
+        if self.evaluation.require and not (self.dataset.ref or self.dataset.has_test):
+            raise ValueError(NO_TEST_ROWS)
+        if why := unfit(self.evaluation, self.method.objective):
+            raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
     def _mountable(self) -> "JobSpec":
         if len(claims := {*self.dataset.claims, claim_of(self.model.uri)} - {""}) > MAX_CLAIMS:
             raise ValueError(
@@ -321,6 +346,7 @@ class InstructionTuningJob(
         (f"{_STARTED} || self.spec.hyperparameters == oldSelf.spec.hyperparameters", f"spec.hyperparameters {_FROZEN}"),
         (f"{_STARTED} || self.spec.resources == oldSelf.spec.resources", f"spec.resources {_FROZEN}"),
         (f"{_STARTED} || self.spec.checkpointing == oldSelf.spec.checkpointing", f"spec.checkpointing {_FROZEN}"),
+        (f"{_STARTED} || self.spec.evaluation == oldSelf.spec.evaluation", f"spec.evaluation {_FROZEN}"),
         (f"{_STARTED} || self.spec.output == oldSelf.spec.output", f"spec.output {_FROZEN}"),
         (
             "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || self.spec.cancel",
