@@ -81,7 +81,10 @@ def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict
     upon = tenant.wait_phase("upon", "Succeeded")
     assert [(taken["version"], taken["uri"].endswith(version)) for taken in upon["takenModels"]] == [(model["spec"]["version"], True)]
     made = tenant.stack.kubectl.get("tm", "upon", "-n", tenant.namespace)["spec"]
-    assert (made["base"]["uri"], made["source"]["models"]) == (upon["takenModels"][0]["uri"], [f"model://helper@{model['spec']['version']}"])
+    assert (made["base"]["uri"], made["source"]["models"]) == (
+        upon["takenModels"][0]["uri"],
+        [f"model://helper@{model['spec']['version']}"],
+    )
 
     tenant.stack.kubectl("wait", "--for=condition=Ready", "tm/helper", "-n", tenant.namespace, "--timeout=180s", timeout=200)
     asks_through_the_front_end(tenant)
