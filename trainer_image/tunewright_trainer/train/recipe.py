@@ -63,6 +63,7 @@ def train(
     model: Path,
     work: Path,
     store: Store,
+    planned_halvings: int = 0,
 ) -> Outcome:
     """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
@@ -78,6 +79,8 @@ def train(
             work=work,
             store=store,
         )
+        # A checkpoint's own count goes before this: other micro-batches would give other roundings.
+        run.counters.planned_halvings = planned_halvings
         try:
             run.resume()
             work_under_way.set()
@@ -208,8 +211,8 @@ class Run:
 
         With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats another, as no share.
         """
-        size = self.wanted.micro_batch_size
-        groups = [list(rows_of.grouped(rows, size, halvings=self.halvings)) for rows in self.world.shares(batch)]
+        size, halvings = self.wanted.micro_batch_size, self.halvings + self.counters.planned_halvings
+        groups = [list(rows_of.grouped(rows, size, halvings=halvings)) for rows in self.world.shares(batch)]
         shares = iter(shares_of(loss, self.tuned, [group for own in groups for group in own]))
         parts = [[(group, next(shares)) for group in own] for own in groups]
         own = parts[self.world.rank]
