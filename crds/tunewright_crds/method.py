@@ -333,8 +333,6 @@ def every(names: type[StrEnum], *, but: Sequence[StrEnum]) -> tuple[str, ...]:
 
 # Pairs of objective and tuner that cannot be, and why.
 UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
-    (Objective.DPO, Tuner.FULL): "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; "
-    "full would need a second copy of it",
     (
         Objective.REWARD,
         Tuner.QLORA,
@@ -413,7 +411,7 @@ class Method(Part):
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; with tuner full a frozen copy of the model is in memory beside it), reward (a model that judges answers, from the same pairs; full and lora only), "
         "grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(

@@ -56,7 +56,6 @@ FIELDS = {
     "unknown field": ("method.lora.rnak", 8, 'unknown field "spec.method.lora.rnak"'),
     "unknown objective": ("method.objective", "ppo", "method.objective"),
     "dpo's options with another objective": ("method.dpo.beta", 0.2, "dpo holds options of objective dpo"),
-    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
     "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective grpo or rloo"),

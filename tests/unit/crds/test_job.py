@@ -56,7 +56,6 @@ REFUSED = {
     "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
     "an objective that is not built": ("method.objective", "ppo", "method.objective"),
     "dpo's options with another objective": ("method.dpo", {"beta": 0.2}, "method"),
-    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
     "dpo that is told the wrong thing for sure": (
         "method",
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},

@@ -83,7 +83,7 @@ def test_losses_metrics_and_gradients_are_those_of_trl(tmp_path: Path) -> None:
     trl_preferences.compute(list(folders.values()))
     for name, case in CASES.items():
         expected, gradients = json.loads((folders[name] / "metrics.json").read_text()), load_file(folders[name] / "gradient.safetensors")
-        objective = objective_of(a_job(method=case.method).spec)
+        objective = objective_of(a_job(method=case.method).spec, tuned[name])
         for each in (6, 2):
             found, gradient = accumulated(tuned[name], PAIRS, objective, each=each)
             assert found == pytest.approx(expected, abs=1e-5), f"{name}, {each} at once"
