@@ -159,12 +159,13 @@ def likelihoods(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -
 @torch.no_grad()
 def reference(before: Reference, batch: MicroBatch, *, tail: float | None = None) -> torch.Tensor:
     """`Documents.logps` by the model as it was before training, and without dropout."""
-    with documents(batch.lengths), before.as_before() as tuned, _without_dropout(tuned.network):
+    with documents(batch.lengths), before.as_before() as tuned, without_dropout(tuned.network):
         return likelihoods(tuned, batch, tail=tail).logps
 
 
 @contextlib.contextmanager
-def _without_dropout(network: torch.nn.Module) -> Iterator[None]:
+def without_dropout(network: torch.nn.Module) -> Iterator[None]:
+    """For as long as it lasts."""
     training = network.training
     network.eval()
     try:

@@ -79,7 +79,7 @@ def plan(spec: JobSpec, rows: int) -> Plan:
 def automatic_rate(spec: JobSpec) -> float:
     """What `learningRate: auto` is."""
     whole = spec.method.tuner is Tuner.FULL
-    if spec.method.objective is Objective.DPO:
+    if spec.method.objective in (Objective.DPO, Objective.KTO):
         return PREFERENCE_RATES[whole]
     if spec.method.objective is Objective.REWARD:
         return REWARD_RATES[whole]
