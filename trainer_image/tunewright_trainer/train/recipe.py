@@ -135,8 +135,8 @@ class Run:
         _check_together(self.spec, world)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
-        self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
+        self.objective = objective_of(self.spec, self.tuned)
         self.sharded = world.size > 1 and self.spec.shards_model
         if self.sharded:
             sharding.shard(self.tuned.network, world, whole=self.spec.method.tuner is Tuner.FULL)
@@ -390,18 +390,18 @@ def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
 
 
 def _check_together(spec: JobSpec, world: World) -> None:
+    """Refuse what several processes cannot share yet: it needs the whole batch, or a second copy of weights that are spread."""
+    method = spec.method
     if world.size == 1:
         return
-    if spec.method.objective in ALONE:
-        raise Refusal(
-            FailureCode.CONFIG_INVALID, f"objective {spec.method.objective} trains in one process yet", param="spec.method.objective"
-        )
-    if spec.method.objective is Objective.DPO and couples(spec.method.dpo):
-        raise Refusal(
-            FailureCode.CONFIG_INVALID,
-            "this loss compares the pairs of a batch, and trains in one process yet",
-            param="spec.method.dpo.loss",
-        )
+    if method.objective in ALONE:
+        raise Refusal(FailureCode.CONFIG_INVALID, f"objective {method.objective} trains in one process yet", param="spec.method.objective")
+    if method.objective is Objective.DPO and couples(method.dpo):
+        what = "this loss compares the pairs of a batch, and trains in one process yet"
+        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.method.dpo.loss")
+    if method.objective is Objective.DPO and method.tuner is Tuner.FULL and spec.shards_model:
+        what = "dpo of the whole model keeps a copy of what the model was, which is not spread yet"
+        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.resources.sharding")
 
 
 def _check_finite(step: int, *, loss: float, norm: float) -> None:
