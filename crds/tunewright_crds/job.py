@@ -41,6 +41,8 @@ class Architecture(StrEnum):
 class OutputForm(StrEnum):
     ADAPTER = "adapter"
     MERGED = "merged"
+    ONNX = "onnx"
+    GGUF = "gguf"
 
 
 _OWN_KEYS: Final = "a model:// lies in the platform's own storage and is read with its keys: leave credentialsSecret out"
@@ -103,8 +105,9 @@ class Output(Part):
     formats: list[OutputForm] = Field(
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
-        max_length=2,
-        description="adapter (PEFT layout) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
+        max_length=4,
+        description="adapter (PEFT layout), merged (a whole model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
+        "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
 
 
@@ -139,6 +142,7 @@ _REF_HAS_CONVERSATIONS: Final = (
 )
 _ANSWERS_ONLY: Final = "with another objective than sft only answers are compared: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+_NO_OTHER_FORMS: Final = "formats onnx and gguf are of models that answer: leave them out with objective reward"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
@@ -184,6 +188,7 @@ class JobSpec(
     json_schema_extra=Rules(
         *_rules_of_objectives(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
+        ("self.method.objective != 'reward' || !self.output.formats.exists(f, f in ['onnx', 'gguf'])", _NO_OTHER_FORMS),
     ),
 ):
     """What is wanted."""
@@ -236,6 +241,8 @@ class JobSpec(
     def _served_models_answer(self) -> "JobSpec":
         if self.method.objective is Objective.REWARD and self.deploy.enabled:
             raise ValueError(_NOT_SERVED)
+        if self.method.objective is Objective.REWARD and {OutputForm.ONNX, OutputForm.GGUF} & set(self.output.formats):
+            raise ValueError(_NO_OTHER_FORMS)
         return self
 
     @model_validator(mode="after")

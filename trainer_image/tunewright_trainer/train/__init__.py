@@ -11,6 +11,7 @@ from typing import Any
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import dataset_key
+from tunewright_trainer.exports import check_forms
 from tunewright_trainer.storage import Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base
 from tunewright_trainer.train.fit import check_fit
@@ -29,6 +30,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train.recipe import train
     model, manifest = fetching_model.result(), fetching_data.result()
     check_fit(manifest, model, config.spec.model)
+    check_forms(config.spec, model)
     return train(
         _pinned(config, _commit(config, manifest)),
         attempt=attempt,
