@@ -3,6 +3,7 @@
 A field that is here has an effect; what is not here is refused by name.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any, Final
@@ -26,7 +27,19 @@ from tunewright_crds.fields import (
     untouched,
 )
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, OPTIONS, UNFIT, Examples, Method, Objective, either, misplaced
+from tunewright_crds.method import (
+    APART,
+    LEARNS_FROM,
+    OPTIONS,
+    TUNER_OPTIONS,
+    UNFIT,
+    Examples,
+    Method,
+    Objective,
+    either,
+    misplaced,
+    misplaced_of_tuner,
+)
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -142,10 +155,10 @@ _REF_HAS_CONVERSATIONS: Final = (
 )
 _ANSWERS_ONLY: Final = "with another objective than sft only answers are compared: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
-_NO_OTHER_FORMS: Final = "formats onnx and gguf are of models that answer: leave them out with objective reward"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
+_LISTS: Final = ("output.formats",)  # fields that hold several values
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
 
 
@@ -162,7 +175,7 @@ def _only(examples: Examples) -> str:
     return f"with objective {either(_objectives(examples))} every source holds {examples.value}: format {either(_FORMATS[examples])}, and no template"
 
 
-def _cel(values: Iterable[str]) -> str:
+def _cel(values: Iterable[str | bool]) -> str:
     return f"[{', '.join(repr(str(value)) for value in values)}]"
 
 
@@ -183,12 +196,37 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
 
+def _rules_of_tuners() -> Iterator[tuple[str, str]]:
+    """What the API server is told of tuners, and of fields that do not go together. It cannot look into `method.options`."""
+    for field, tuners in TUNER_OPTIONS.items():
+        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    for pair in APART:
+        yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
+
+
+def _is_among(field: str, values: Iterable[str | bool]) -> str:
+    if field in _LISTS:
+        return f"self.{field}.exists(one, one in {_cel(values)})"
+    if all(isinstance(value, bool) for value in values):
+        return f"self.{field} in {json.dumps(list(values))}"
+    return f"self.{field} in {_cel(values)}"
+
+
+def _found(spec: "JobSpec", field: str) -> list[Any]:
+    """The values of a field: all of a list's."""
+    node: Any = spec
+    for alias in field.split("."):
+        node = getattr(node, next(name for name, info in type(node).model_fields.items() if alias in (name, info.alias)))
+    return node if isinstance(node, list) else [node]
+
+
 class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
+        *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
-        ("self.method.objective != 'reward' || !self.output.formats.exists(f, f in ['onnx', 'gguf'])", _NO_OTHER_FORMS),
     ),
 ):
     """What is wanted."""
@@ -238,11 +276,16 @@ class JobSpec(
         return self
 
     @model_validator(mode="after")
+    def _fields_go_together(self) -> "JobSpec":
+        for pair in APART:
+            if not {*pair.values}.isdisjoint(_found(self, pair.field)) and not {*pair.others}.isdisjoint(_found(self, pair.other)):
+                raise ValueError(pair.because)
+        return self
+
+    @model_validator(mode="after")
     def _served_models_answer(self) -> "JobSpec":
         if self.method.objective is Objective.REWARD and self.deploy.enabled:
             raise ValueError(_NOT_SERVED)
-        if self.method.objective is Objective.REWARD and {OutputForm.ONNX, OutputForm.GGUF} & set(self.output.formats):
-            raise ValueError(_NO_OTHER_FORMS)
         return self
 
     @model_validator(mode="after")

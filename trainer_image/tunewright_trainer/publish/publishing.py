@@ -14,7 +14,7 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import OutputForm
-from tunewright_crds.method import Objective, Tuner
+from tunewright_crds.method import WHOLE, Objective, Tuner
 from tunewright_crds.pod import PodConfig, Published, PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import FOR_OTHERS, Kind
@@ -45,27 +45,34 @@ class Result:
     metrics: dict[str, float]
     probe: Row
 
+    @property
+    def asked(self) -> verify.Probe:
+        """What the artefacts are asked."""
+        return verify.Probe(self.probe, self.tuned.autocast)
+
     @functools.cached_property
     def whole(self) -> "Whole":
         """The model in one piece. Consumes the adapter."""
         network = files.merged(self.tuned, self.base_folder) if self.tuned.peft is not None else self.tuned.network
-        expected = verify.Probe(self.probe).logits(network)
+        expected = self.asked.logits(network)
         dtype = files.original_dtype(self.base_folder)
         network.config._attn_implementation = "sdpa"  # training's attention is known to no other program
-        return Whole(network=network.to(dtype), expected=expected, dtype=dtype)
+        return Whole(network=network.to(dtype), expected=expected, dtype=dtype, compute=self.tuned.compute)
 
 
 @dataclass
 class Whole:
-    """A model rounded to the precision that its base is published in, and the logits that it gave for the probe before."""
+    """A model rounded to the precision that its base is published in, and the logits that it gave for the probe before, in the precision of training."""
 
     network: Any
     expected: torch.Tensor
     dtype: torch.dtype
+    compute: torch.dtype
 
     @property
-    def tolerance(self) -> float:
-        return verify.SAME if self.dtype is torch.float32 else verify.ROUNDED
+    def elsewhere(self) -> float:
+        """How far another program, which computes in fp32, may be from it."""
+        return verify.OTHER_PROGRAM if {self.dtype, self.compute} == {torch.float32} else verify.ROUNDED
 
 
 def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[], None] = lambda: None) -> Published:
@@ -99,7 +106,7 @@ def kinds(config: PodConfig) -> list[Kind]:
         beside = config.spec.method.tuner is not Tuner.FULL and OutputForm.ADAPTER in forms
         return [Kind.ADAPTER, Kind.REWARD] if beside else [Kind.REWARD]
     others = [kind for kind in FOR_OTHERS if OutputForm(kind) in forms]
-    if config.spec.method.tuner is Tuner.FULL:
+    if config.spec.method.tuner in WHOLE:
         return [Kind.FULL, *others]
     merged = OutputForm.MERGED in forms
     adapter = OutputForm.ADAPTER in forms or not merged
@@ -156,25 +163,25 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
 
 
 def _write_adapter(result: Result, folder: Path) -> tuple[float, float]:
-    probe = verify.Probe(result.probe)
-    expected = probe.logits(result.tuned.network)
+    expected = result.asked.logits(result.tuned.network)
     files.write_adapter(result.tuned, folder, base_uri=result.config.spec.model.uri)
-    return verify.difference(expected, verify.adapter_logits(result.tuned, folder, probe)), verify.SAME
+    found = verify.adapter_logits(result.tuned, folder, result.asked)
+    return verify.difference(expected, found), verify.SAME if result.tuned.compute is torch.float32 else verify.ROUNDED
 
 
 def _write_whole(result: Result, folder: Path) -> tuple[float, float]:
     whole = result.whole
     files.write_whole(whole.network, folder, dtype=whole.dtype)
-    found = verify.model_logits(folder, verify.Probe(result.probe), like=whole.network)
-    return verify.difference(whole.expected, found), whole.tolerance
+    found = verify.model_logits(folder, result.asked, like=whole.network)
+    return verify.difference(whole.expected, found), (verify.SAME if whole.dtype is torch.float32 else verify.ROUNDED)
 
 
 def _write_onnx(result: Result, folder: Path) -> tuple[float, float]:
     whole = result.whole
     to_onnx.write(whole.network.float().cpu(), folder)
     whole.network.to(whole.dtype)
-    found = to_onnx.logits(folder, verify.Probe(result.probe).ids)
-    return verify.difference(whole.expected, found), max(verify.OTHER_PROGRAM, whole.tolerance)
+    found = to_onnx.logits(folder, result.asked.ids)
+    return verify.difference(whole.expected, found), whole.elsewhere
 
 
 def _write_gguf(result: Result, folder: Path) -> tuple[float, float]:
@@ -182,8 +189,8 @@ def _write_gguf(result: Result, folder: Path) -> tuple[float, float]:
     template = chat_template(result.base_folder, result.config.spec.model.chat_template)
     path = folder / to_gguf.FILE
     to_gguf.write(whole.network.cpu(), result.base_folder, path, template=template)
-    ids = verify.Probe(result.probe).ids[0].tolist()
-    return to_gguf.difference(path, result.base_folder, ids, whole.expected), max(verify.OTHER_PROGRAM, whole.tolerance)
+    ids = result.asked.ids[0].tolist()
+    return to_gguf.difference(path, result.base_folder, ids, whole.expected), whole.elsewhere
 
 
 _WRITERS: Final[dict[Kind, Callable[[Result, Path], tuple[float, float]]]] = {
