@@ -101,6 +101,7 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
 
 UNFIT_VALUES = {
     "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+    "an adapter of which there is no whole": ("lily", {"output": {"formats": ["adapter", "gguf"]}}, "cannot be merged"),
 }
 
 
@@ -121,6 +122,18 @@ def test_a_reward_model_is_not_served() -> None:
         model = {"base": base, "artifact": artifact, "version": "1", "kind": kind, "serving": {"enabled": enabled}}
         with nullcontext() if fits else pytest.raises(ValidationError, match="cannot be served"):
             TunedModelSpec.model_validate(model)
+
+
+def test_forms_for_other_programs_stand_beside_a_model_that_answers() -> None:
+    spec = spec_with("output.formats", ["onnx", "gguf"])
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="models that answer"):
+        read_spec(spec | {"method": {"objective": "reward"}})
+    forms = [{"kind": kind, "uri": "s3://b/a"} for kind in ("adapter", "gguf")]
+    model = {"base": {"uri": "s3://b/x/"}, "artifact": {"uri": "s3://b/a"}, "version": "1", "kind": "adapter", "forms": forms}
+    TunedModelSpec.model_validate(model)
+    with pytest.raises(ValidationError, match="forms beside another"):
+        TunedModelSpec.model_validate(model | {"kind": "gguf"})
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])

@@ -87,14 +87,17 @@ _WORDS: Final = {
 
 def check(folder: Path) -> None:
     """Refuse (ConfigInvalid) a model of which no GGUF file can be made: by its architecture, its positions, or its tokenizer."""
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind not in _LAYOUTS:
+        raise _unfit(f"there is no layout for {str(kind)[:64]} models, only for {', '.join(sorted(_LAYOUTS))}")
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in _LAYOUTS:
-        raise _unfit(f"there is no layout for {config.model_type} models, only for {', '.join(sorted(_LAYOUTS))}")
     scaling = _rope(config).get("rope_type", "default")
     if scaling not in ("default", "linear", "llama3"):
         raise _unfit(f"positions that are scaled by {scaling} are not written yet")
+    if _rope(config).get("partial_rotary_factor", 1.0) != 1.0:
+        raise _unfit("positions in a part of each head are not written yet")
     if getattr(config, "use_sliding_window", False) or getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise _unfit("the model attends in a way that is not written yet")
     _tokens(folder)

@@ -156,7 +156,7 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
         files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
     if result.config.spec.method.objective is Objective.REWARD:
         files.pad_with(folder, padding_of(result.base_folder)[1])
-    (folder / "README.md").write_text(model_card(source, result.metrics), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(source, result.metrics, result.config.spec), encoding="utf-8")
 
 
 # Each writes its form, and returns how far what is loaded from it is from the trained model, and how far it may be.

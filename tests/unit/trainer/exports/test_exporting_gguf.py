@@ -109,6 +109,8 @@ def refusal(folder: Path, *forms: str) -> Refusal:
     [
         ({"model_type": "gpt_neox"}, "no layout for gpt_neox models"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "positions that are scaled by yarn"),
+        ({"model_type": "unheard-of"}, "no layout for unheard-of models"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.75}, "positions in a part of each head"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "attends in a way that is not written yet"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder models are not written yet"),
         ({}, "the tokenizer merges nothing"),

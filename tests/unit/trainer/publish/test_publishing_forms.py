@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.support.models import CHAT_TEMPLATE, tiny_model
 from tests.support.training import a_job, documents, packed, publish_data, train_here
 from tests.support.vocabularies import byte_pairs
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import read_spec
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.exports import to_gguf, to_onnx
 from tunewright_trainer.publish import publishing
@@ -19,6 +21,12 @@ from tunewright_trainer.storage import LocalStore
 
 SHORT = {"batchSize": 4, "epochs": 2, "learningRate": 0.01}
 ALL = ["adapter", "merged", "onnx", "gguf"]
+READ_BY = {
+    "adapter": "PeftModel.from_pretrained",
+    "merged": "AutoModelForCausalLM",
+    "onnx": 'InferenceSession("model.onnx")',
+    "gguf": "llama-server",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,8 @@ def test_every_form_computes_the_same_and_is_told(base: Path, store: LocalStore,
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    outcome = train_here(job(base, output={"formats": ALL}), store, tmp_path)
+    wanted = job(base, output={"formats": ALL})
+    outcome = train_here(wanted, store, tmp_path)
     assert outcome.artifact is not None
     assert outcome.artifact.kind == "adapter"
     assert [form.kind for form in outcome.artifact.forms] == ALL
@@ -61,6 +70,11 @@ def test_every_form_computes_the_same_and_is_told(base: Path, store: LocalStore,
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["kind"] == kind
         assert {file["name"] for file in manifest["files"]} == {path.name for path in folder.iterdir()} - {"manifest.json"}
+        card = (folder / "README.md").read_text()
+        assert all(said in card for said in ("licences: cc0", "`/never/read`", "| loss |", "torch 2", READ_BY[kind]))
+        document = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+        assert (document["kind"], document["metadata"]["name"]) == ("InstructionTuningJob", "tune")
+        assert read_spec(document["spec"], local=True) == wanted.spec
     merged = AutoModelForCausalLM.from_pretrained(folders["merged"], dtype=torch.float32)
     ids = torch.arange(20)[None] * 3 + 5
     with torch.no_grad():
