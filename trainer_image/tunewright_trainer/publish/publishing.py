@@ -58,7 +58,7 @@ class Result:
         expected = self.asked.logits(network)
         dtype = files.original_dtype(self.base_folder)
         network.config._attn_implementation = "sdpa"  # training's attention is known to no other program
-        return Whole(network=network.to(dtype), expected=expected, dtype=dtype, compute=self.tuned.compute)
+        return Whole(network=files.rounded(network, dtype), expected=expected, dtype=dtype, compute=self.tuned.compute)
 
 
 @dataclass
@@ -180,7 +180,7 @@ def _write_whole(result: Result, folder: Path) -> tuple[float, float]:
 def _write_onnx(result: Result, folder: Path) -> tuple[float, float]:
     whole = result.whole
     to_onnx.write(whole.network.float().cpu(), folder)
-    whole.network.to(whole.dtype)
+    files.rounded(whole.network, whole.dtype)
     found = to_onnx.logits(folder, result.asked.ids)
     return verify.difference(whole.expected, found), whole.elsewhere
 

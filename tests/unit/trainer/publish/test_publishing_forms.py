@@ -16,7 +16,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import read_spec
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.exports import to_gguf, to_onnx
-from tunewright_trainer.publish import publishing
+from tunewright_trainer.publish import publishing, verify
 from tunewright_trainer.storage import LocalStore
 
 SHORT = {"batchSize": 4, "epochs": 2, "learningRate": 0.01}
@@ -87,7 +87,7 @@ def test_every_form_computes_the_same_and_is_told(base: Path, store: LocalStore,
     with torch.no_grad():
         expected = merged(input_ids=ids).logits[0]
     # The rounded weights are the same in all of them.
-    assert (to_onnx.logits(folders["onnx"], ids) - expected).abs().max() < 1e-4
+    assert verify.difference(expected, to_onnx.logits(folders["onnx"], ids)) < verify.SAME
     weights = {tensor.name: tensor for tensor in GGUFReader(folders["gguf"] / "model.gguf").tensors}
     written = torch.from_numpy(weights["output.weight"].data.copy()).view(torch.bfloat16)
     assert torch.equal(written, merged.lm_head.weight.to(torch.bfloat16))
