@@ -163,9 +163,10 @@ _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
 _TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
-_OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
+_OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,), Examples.UNPAIRED: (DataFormat.UNPAIRED,)}
 _LISTS: Final = ("output.formats",)  # fields that hold several values
-_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
+_PAIRED: Final = (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)
+_FORMATS: Final = {Examples.PREFERENCES: _PAIRED, Examples.UNPAIRED: (*_PAIRED, DataFormat.UNPAIRED)}
 
 
 def _objectives(examples: Examples) -> list[str]:

@@ -56,7 +56,6 @@ REFUSED = {
     "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
     "an objective that is not built": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo", {"beta": 0.2}, "method"),
-    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
     "dpo that is told the wrong thing for sure": (
         "method",
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
@@ -67,6 +66,8 @@ REFUSED = {
     "too many options": ("method.options", {f"o{index}": 1 for index in range(33)}, "method.options"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
     "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
+    "options of kto with another objective": ("method.kto", {"beta": 0.2}, "method"),
+    "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", ""),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
     "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
@@ -93,8 +94,8 @@ DPO_REFUSED = {
 @pytest.mark.parametrize(("path", "value", "said"), DPO_REFUSED.values(), ids=DPO_REFUSED)
 def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: str) -> None:
     spec = spec_with(path, value)
-    for objective in ("dpo", "reward"):
-        with pytest.raises(ValidationError, match=said):
+    for objective in ("dpo", "reward", "kto"):
+        with pytest.raises(ValidationError, match="unpaired answers" if objective == "kto" and "preferences" in said else said):
             read_spec(spec | {"method": {"objective": objective}})
     read_spec(spec)
 

@@ -144,7 +144,7 @@ class _Preparation:
             near = signatures.pairs(self.options.cleaning.near_duplicates.threshold)
         found = fates(keys, self.options, self._drop_all, near=near)
         taken = 0
-        writers = [SplitWriter(self.folder / split.value, self.options, pairs=self.task.pairs) for split in SPLITS]
+        writers = [SplitWriter(self.folder / split.value, self.options, pairs=self.task.pairs or self.task.unpaired) for split in SPLITS]
         times = copies(keys, found, [source.spec.weight for source in self.sources], self._drop_all)
         with Progress("writing", int(times[found != DROPPED].sum())) as progress:
             for before in range(times.max(initial=1)):

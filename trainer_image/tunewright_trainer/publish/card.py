@@ -11,6 +11,7 @@ from tunewright_crds.names import API_VERSION
 _OBJECTIVES: Final = {
     "sft": "sft (supervised fine-tuning)",
     "reward": "reward (Bradley-Terry likelihood of pairs: Ouyang et al. 2022, arXiv:2203.02155)",
+    "kto": "kto (Kahneman-Tversky optimisation: Ethayarajh et al. 2024, arXiv:2402.01306)",
     "dpo": "dpo (direct preference optimisation: Rafailov et al. 2023, arXiv:2305.18290)",
     "ppo": "ppo (proximal policy optimisation: Schulman et al. 2017, arXiv:1707.06347)",
     "grpo": "grpo (group relative policy optimisation: Shao et al. 2024, arXiv:2402.03300)",

@@ -106,8 +106,8 @@ class Run:
         _check_rows(self.spec, len(self.rows), len(self.validation))
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
-        self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
+        self.objective = objective_of(self.spec, self.tuned)
         self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
         self.weights = self.tuned.trainable
         self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)

@@ -10,7 +10,7 @@ from tunewright_crds.method import REINFORCED, Objective, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
-PREFERENCE_RATE: Final = 5e-6  # of adapters that learn preferences
+PREFERENCE_RATES: Final = {True: 1e-6, False: 5e-6}  # of the whole model, and of an adapter, that learns preferences
 REWARD_RATES: Final = {True: 1e-5, False: 1e-4}  # of the whole model, and of an adapter with the head; a head that is new learns slowly
 REINFORCED_RATES: Final = {True: 1e-6, False: 1e-5}  # of the whole model, and of an adapter, that learns from rewards
 CHECKPOINTS_PER_JOB: Final = 20
@@ -79,8 +79,8 @@ def plan(spec: JobSpec, rows: int) -> Plan:
 def automatic_rate(spec: JobSpec) -> float:
     """What `learningRate: auto` is."""
     whole = spec.method.tuner is Tuner.FULL
-    if spec.method.objective is Objective.DPO:
-        return PREFERENCE_RATE
+    if spec.method.objective in (Objective.DPO, Objective.KTO):
+        return PREFERENCE_RATES[whole]
     if spec.method.objective is Objective.REWARD:
         return REWARD_RATES[whole]
     if spec.method.objective in REINFORCED:
