@@ -60,6 +60,8 @@ class Architecture(StrEnum):
 class OutputForm(StrEnum):
     ADAPTER = "adapter"
     MERGED = "merged"
+    ONNX = "onnx"
+    GGUF = "gguf"
 
 
 _OWN_KEYS: Final = "a model:// lies in the platform's own storage and is read with its keys: leave credentialsSecret out"
@@ -122,8 +124,9 @@ class Output(Part):
     formats: list[OutputForm] = Field(
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
-        max_length=2,
-        description="adapter (PEFT layout) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
+        max_length=4,
+        description="adapter (PEFT layout), merged (a whole model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
+        "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
 
 

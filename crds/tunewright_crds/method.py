@@ -393,7 +393,20 @@ APART: Final[tuple[Apart, ...]] = (
         every(Tuner, but=(Tuner.FULL, Tuner.LORA)),
         "resources.sharding: full is for tuners full and lora",
     ),
-    Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
+    Apart(
+        "method.tuner",
+        UNMERGED,
+        "output.formats",
+        ("merged", "onnx", "gguf"),
+        "an adapter of this tuner cannot be merged: take format adapter",
+    ),
+    Apart(
+        "method.objective",
+        (Objective.REWARD,),
+        "output.formats",
+        ("onnx", "gguf"),
+        "formats onnx and gguf are of models that answer: leave them out with objective reward",
+    ),
     Apart(
         "method.tuner",
         (Tuner.BITFIT,),

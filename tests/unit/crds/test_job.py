@@ -69,7 +69,7 @@ REFUSED = {
     "options of kto with another objective": ("method.kto", {"beta": 0.2}, "method"),
     "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", ""),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
-    "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
+    "more GPUs than a node has": ("resources.gpus", 17, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
     "a model name that Kubernetes would refuse": ("output.modelName", "Big Model", "output.modelName"),
 }
@@ -121,6 +121,7 @@ def test_options_of_dpo_have_an_effect(options: dict[str, object]) -> None:
 
 UNFIT_VALUES = {
     "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+    "an adapter of which there is no whole": ("lily", {"output": {"formats": ["adapter", "gguf"]}}, "cannot be merged"),
 }
 
 
@@ -141,6 +142,18 @@ def test_a_reward_model_is_not_served() -> None:
         model = {"base": base, "artifact": artifact, "version": "1", "kind": kind, "serving": {"enabled": enabled}}
         with nullcontext() if fits else pytest.raises(ValidationError, match="cannot be served"):
             TunedModelSpec.model_validate(model)
+
+
+def test_forms_for_other_programs_stand_beside_a_model_that_answers() -> None:
+    spec = spec_with("output.formats", ["onnx", "gguf"])
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="models that answer"):
+        read_spec(spec | {"method": {"objective": "reward"}})
+    forms = [{"kind": kind, "uri": "s3://b/a"} for kind in ("adapter", "gguf")]
+    model = {"base": {"uri": "s3://b/x/"}, "artifact": {"uri": "s3://b/a"}, "version": "1", "kind": "adapter", "forms": forms}
+    TunedModelSpec.model_validate(model)
+    with pytest.raises(ValidationError, match="forms beside another"):
+        TunedModelSpec.model_validate(model | {"kind": "gguf"})
 
 
 REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
