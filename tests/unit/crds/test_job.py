@@ -100,6 +100,7 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
 
 
 UNFIT_VALUES = {
+    "a prefix that is thrown away": ("prefix", {"hyperparameters": {"gradientCheckpointing": True}}, "leave it out"),
     "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
 }
 

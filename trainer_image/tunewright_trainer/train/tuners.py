@@ -28,7 +28,7 @@ def apply(network: Any, spec: JobSpec, *, steps: int) -> Any | None:
         free_biases(network)
     else:
         peft = add_adapter(network, spec, steps=steps)
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    trained = [weight for weight in (network if peft is None else peft).parameters() if weight.requires_grad]
     if not trained:
         raise Refusal(FailureCode.CONFIG_INVALID, f"tuner {tuner} finds nothing in this model to train", param="spec.method.tuner")
     for weight in trained:
