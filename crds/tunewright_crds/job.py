@@ -26,7 +26,7 @@ from tunewright_crds.fields import (
     claim_of,
     untouched,
 )
-from tunewright_crds.hyperparameters import Hyperparameters
+from tunewright_crds.hyperparameters import BATCH_AT_ONCE, MISPLACED_GALORE, WITHIN_BACKWARD, Galore, Hyperparameters, Optimizer
 from tunewright_crds.method import (
     APART,
     LEARNS_FROM,
@@ -198,6 +198,10 @@ def _rules_of_tuners() -> Iterator[tuple[str, str]]:
     for field, tuners in TUNER_OPTIONS.items():
         left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
         yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    galore = " && ".join(untouched(Galore, at="self.hyperparameters.galore"))
+    yield f"self.hyperparameters.optimizer == '{Optimizer.GALORE}' || ({galore})", MISPLACED_GALORE
+    at_once = "self.hyperparameters.microBatchSize == 'auto' || self.hyperparameters.microBatchSize == self.hyperparameters.batchSize"
+    yield f"!(self.hyperparameters.optimizer in {_cel(WITHIN_BACKWARD)}) || {at_once}", BATCH_AT_ONCE
     for pair in APART:
         yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
 

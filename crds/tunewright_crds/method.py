@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
+from tunewright_crds.hyperparameters import WITHIN_BACKWARD, Optimizer
 
 
 class Objective(StrEnum):
@@ -201,6 +202,20 @@ APART: Final[tuple[Apart, ...]] = (
         "hyperparameters.gradientCheckpointing",
         (True,),
         "tuner prefix keeps keys and values, which gradientCheckpointing would throw away: leave it out",
+    ),
+    Apart(
+        "hyperparameters.optimizer",
+        (Optimizer.GALORE, *WITHIN_BACKWARD),
+        "method.tuner",
+        every(Tuner, but=(Tuner.FULL,)),
+        "optimizer galore, lomo or adalomo saves memory where all weights are trained: it is for tuner full",
+    ),
+    Apart(
+        "hyperparameters.optimizer",
+        WITHIN_BACKWARD,
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        "optimizer lomo or adalomo is for objective sft",
     ),
     Apart(
         "method.objective",

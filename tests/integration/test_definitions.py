@@ -59,6 +59,13 @@ FIELDS = {
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
+    "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "galore holds options of optimizer galore"),
+    "a split batch for lomo": (
+        "hyperparameters",
+        {"optimizer": "lomo", "batchSize": 8, "microBatchSize": 4},
+        "takes the whole batch at once",
+    ),
+    "adapters within the backward pass": ("hyperparameters.optimizer", "lomo", "it is for tuner full"),
     "options of lora with another tuner": (
         "method",
         {"tuner": "ia3", "lora": {"rank": 8}},

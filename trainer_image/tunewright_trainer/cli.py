@@ -10,6 +10,7 @@ import typer
 
 from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.hyperparameters import Optimizer
 from tunewright_crds.method import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer.process import do_without, ending, work_under_way
@@ -114,8 +115,8 @@ def train(
 
 
 def _load_no_more_than(config: PodConfig) -> None:
-    """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not."""
-    if config.spec.method.tuner is not Tuner.QLORA:
+    """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not; galore-torch cannot do without it."""
+    if config.spec.method.tuner is not Tuner.QLORA and config.spec.hyperparameters.optimizer is not Optimizer.GALORE:
         do_without("bitsandbytes")
 
 

@@ -11,8 +11,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,24 +27,19 @@ from tunewright_trainer import publish
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
-from tunewright_trainer.train import metrics, schedule
+from tunewright_trainer.train import metrics, optimizers, schedule
 from tunewright_trainer.train.checkpoints import (
     Checkpoints,
     Counters,
     Snapshot,
     Tensors,
     copied,
-    optimizer_tensors,
-    restore_optimizer,
 )
 from tunewright_trainer.train.model import load
 from tunewright_trainer.train.objective import objective_of
 from tunewright_trainer.train.stopping import judge
 
 log = logging.getLogger(__name__)
-
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
 
 
 def train(
@@ -100,12 +96,13 @@ class Run:
         self.rows = rows_of.Rows(data / "train")
         self.validation = rows_of.Rows(data / "validation")
         _check_rows(self.spec, len(self.rows), len(self.validation))
+        optimizers.check_passes(self.wanted, halvings=halvings)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
         self.weights = self.tuned.trainable
-        self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
+        self.updates = optimizers.updates(self.tuned, self.wanted)
         self.counters = Counters()
         self.best: Tensors | None = None
         self.resumed_from = 0
@@ -131,10 +128,12 @@ class Run:
         snapshot = self.checkpoints.newest()
         if snapshot is None:
             log.info("training %d steps of %d rows", self.plan.max_steps, self.plan.batch_size)
+            if self.wanted.learning_rate == "auto":
+                log.info("learningRate auto: %g, %s", *schedule.automatic_rate(self.spec))
             return
         self.counters, self.best = snapshot.counters, snapshot.best
         self.tuned.load_weights(snapshot.weights)
-        restore_optimizer(self.optimizer, self.weights, snapshot.optimizer)
+        optimizers.restore(self.updates.optimizer, self.weights, snapshot.optimizer)
         self.resumed_from = self.counters.step
         log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
 
@@ -144,20 +143,25 @@ class Run:
         batch = [self.rows[self.order[position]] for position in self.plan.positions(step)]
         size = self.objective.size(batch)
         rate = self.plan.learning_rate(step)
-        # Dropout draws from the seed and the step alone.
-        torch.manual_seed((self.wanted.seed << 32) + step)
         self.tuned.network.train()
-        measured: dict[str, float] = {}
-        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
-            shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
-            measured = metrics.added(measured, shares)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
-        _check_finite(step, loss=measured["loss"], norm=norm)
-        for group_of_weights in self.optimizer.param_groups:
-            group_of_weights["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._count(step, batch, measured | {"grad_norm": norm, "learning_rate": rate})
+
+        def backward() -> dict[str, float]:
+            # Dropout draws from the seed and the step alone.
+            torch.manual_seed((self.wanted.seed << 32) + step)
+            measured: dict[str, float] = {}
+            for group in self._groups(batch):
+                shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
+                measured = metrics.added(measured, shares)
+            return measured
+
+        measured = self.updates.take(backward, partial(_check_finite, step), rate=rate)
+        self._count(step, batch, measured | {"learning_rate": rate})
+
+    def _groups(self, batch: list[rows_of.Row]) -> Iterable[Sequence[rows_of.Row]]:
+        """What goes through the model at once."""
+        if self.wanted.optimizer.within_backward:
+            return [batch]
+        return rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings)
 
     def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
@@ -180,7 +184,7 @@ class Run:
             return
         measured = self.objective.evaluate(self.tuned, self.validation)
         value = measured["eval_loss"]
-        _check_finite(self.counters.step, loss=value, norm=0.0)
+        _check_finite(self.counters.step, value, 0.0)
         self.counters.metrics |= measured
         self.history.add(self.counters.step, measured)
         if judge(self.counters, value, self.wanted.early_stopping) and self.wanted.early_stopping.enabled:
@@ -194,7 +198,7 @@ class Run:
         return Snapshot(
             counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics)})),
             weights=copied(dict(self.weights)),
-            optimizer=copied(optimizer_tensors(self.optimizer, self.weights)),
+            optimizer=copied(optimizers.state_of(self.updates.optimizer, self.weights)),
             best=self.best,
         )
 
@@ -288,15 +292,6 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def _optimizer(weights: dict[str, torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019). Biases and norms, which are vectors, do not decay."""
-    groups = [
-        {"params": [weight for weight in weights.values() if weight.dim() >= 2], "weight_decay": decay},
-        {"params": [weight for weight in weights.values() if weight.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
-
-
 def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
     if not rows:
         raise Refusal(
@@ -310,7 +305,7 @@ def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
         )
 
 
-def _check_finite(step: int, *, loss: float, norm: float) -> None:
+def _check_finite(step: int, loss: float, norm: float) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
         raise Refusal(FailureCode.LOSS_DIVERGED, f"{what} at step {step}", param="spec.hyperparameters.learningRate")
