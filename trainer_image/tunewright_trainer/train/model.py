@@ -99,20 +99,27 @@ def load(folder: Path, spec: JobSpec, *, steps: int = 0) -> Tuned:
 
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
-    device = choose_device(spec)
-    compute = choose_precision(spec, device)
-    network = load_base(folder, spec, device=device, compute=compute)
-    prompted = spec.method.tuner in PROMPT_LEARNING
-    if not prompted:
+    tuned = load_untuned(folder, spec)
+    network = tuned.network
+    tuned.prompted = spec.method.tuner in PROMPT_LEARNING
+    if not tuned.prompted:
         check_isolation(network)
-    peft = tuners.apply(network, spec, steps=steps)
+    tuned.peft = tuners.apply(network, spec, steps=steps)
+    if tuned.prompted:
+        tuned.network = tuned.peft
     if spec.hyperparameters.gradient_checkpointing:
         # Not re-entrant: the re-entrant kind needs inputs with gradients, which a frozen embedding has not.
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return tuned
+
+
+def load_untuned(folder: Path, spec: JobSpec) -> Tuned:
+    """The model of ``folder`` as it is, on the job's device and in its precision. Raises `Refusal` as `load` does."""
+    device = choose_device(spec)
+    compute = choose_precision(spec, device)
+    network = load_base(folder, spec, device=device, compute=compute)
     keeps_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
-    return Tuned(
-        network=peft if prompted else network, peft=peft, device=device, compute=compute, keeps_logits=keeps_logits, prompted=prompted
-    )
+    return Tuned(network=network, peft=None, device=device, compute=compute, keeps_logits=keeps_logits)
 
 
 def _apart(batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:

@@ -33,7 +33,7 @@ class Updates(Protocol):
     optimizer: torch.optim.Optimizer
 
     def take(self, backward: Callable[[], Measured], check: Callable[[float, float], None], *, rate: float) -> Measured:
-        """One step at a learning rate. ``backward`` adds the whole batch's gradients, and may be called again with the same result; ``check`` is
+        """One step at a learning rate. ``backward`` adds the whole batch's gradients, and may be called twice; ``check`` is
         given the loss and the norm of the gradient, and raises where they are no numbers. Returns what was measured, ``grad_norm`` among it."""
         ...
 
@@ -81,7 +81,8 @@ class UpdatesWithin:
         _set_rate(self.optimizer, rate)
         self._clipped = 1.0
         if math.isfinite(self._most):
-            measured, norm = self._pass(backward)
+            with torch.random.fork_rng():  # both passes draw the same dropout
+                measured, norm = self._pass(backward)
             check(measured["loss"], norm)
             self._clipped = min(1.0, self._most / (norm + _CLIP_EPSILON))
         with self._updates():

@@ -36,7 +36,8 @@ from tunewright_trainer.train.checkpoints import (
     copied,
 )
 from tunewright_trainer.train.model import load
-from tunewright_trainer.train.objective import objective_of
+from tunewright_trainer.train.objective import objective_of, reinforced
+from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class Run:
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
         self.weights = self.tuned.trainable
         self.updates = optimizers.updates(self.tuned, self.wanted)
         self.counters = Counters()
@@ -138,32 +140,39 @@ class Run:
         log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
 
     def step(self) -> None:
-        """One optimizer step over one effective batch."""
+        """One effective batch: an optimizer step over it, or with rewards as many as the objective makes of the answers to it."""
         step = self.counters.step + 1
-        batch = [self.rows[self.order[position]] for position in self.plan.positions(step)]
-        size = self.objective.size(batch)
+        batch: Sequence[rows_of.Row] = [self.rows[self.order[position]] for position in self.plan.positions(step)]
         rate = self.plan.learning_rate(step)
         self.tuned.network.train()
+        torch.manual_seed((self.wanted.seed << 32) + step)  # dropout draws from the seed and the step alone
+        if self.reinforced:
+            batch, measured = self.reinforced.learn(batch, step=step, state=self.counters.state, update=self._update)
+        else:
+            measured = self._update(batch, self.objective)
+        self._count(step, batch, measured | {"learning_rate": rate})
+
+    def _update(self, batch: Sequence[rows_of.Row], loss: Loss) -> dict[str, float]:
+        """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
+        step = self.counters.step + 1
+        size = loss.size(batch)
 
         def backward() -> dict[str, float]:
-            # Dropout draws from the seed and the step alone.
-            torch.manual_seed((self.wanted.seed << 32) + step)
             measured: dict[str, float] = {}
             for group in self._groups(batch):
-                shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
+                shares = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
                 measured = metrics.added(measured, shares)
             return measured
 
-        measured = self.updates.take(backward, partial(_check_finite, step), rate=rate)
-        self._count(step, batch, measured | {"learning_rate": rate})
+        return self.updates.take(backward, partial(_check_finite, step), rate=self.plan.learning_rate(step))
 
-    def _groups(self, batch: list[rows_of.Row]) -> Iterable[Sequence[rows_of.Row]]:
+    def _groups(self, batch: Sequence[rows_of.Row]) -> Iterable[Sequence[rows_of.Row]]:
         """What goes through the model at once."""
         if self.wanted.optimizer.within_backward:
             return [batch]
         return rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings)
 
-    def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
+    def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
         targets = sum(row.targets for row in batch)
         self.counters.step = step
@@ -182,7 +191,7 @@ class Run:
         """Measure the validation loss where the plan says so, and judge it."""
         if not len(self.validation) or not self.plan.evaluates(self.counters.step):
             return
-        measured = self.objective.evaluate(self.tuned, self.validation)
+        measured = self.reinforced.evaluate(self.validation) if self.reinforced else self.objective.evaluate(self.tuned, self.validation)
         value = measured["eval_loss"]
         _check_finite(self.counters.step, value, 0.0)
         self.counters.metrics |= measured
@@ -196,7 +205,7 @@ class Run:
     def snapshot(self) -> Snapshot:
         """A copy of all that the rest of the run depends on."""
         return Snapshot(
-            counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics)})),
+            counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics), "state": dict(self.counters.state)})),
             weights=copied(dict(self.weights)),
             optimizer=copied(optimizers.state_of(self.updates.optimizer, self.weights)),
             best=self.best,

@@ -6,7 +6,7 @@ from typing import Final
 
 from tunewright_crds.hyperparameters import Optimizer, Scheduler
 from tunewright_crds.job import JobSpec
-from tunewright_crds.method import Objective, Tuner
+from tunewright_crds.method import REINFORCED, Objective, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
@@ -23,6 +23,7 @@ TUNER_RATES: Final[dict[Tuner, float]] = {
     Tuner.P_TUNING: 1e-3,
 }
 OPTIMIZER_RATES: Final[dict[Optimizer, float]] = {Optimizer.SGD: 1e-2, Optimizer.LOMO: 1e-2, Optimizer.ADALOMO: 5e-4}
+REINFORCED_RATES: Final = {True: 1e-6, False: 1e-5}  # of the whole model, and of an adapter, that learns from rewards
 CHECKPOINTS_PER_JOB: Final = 20
 MOST_STEPS_BETWEEN: Final = 500
 
@@ -96,6 +97,8 @@ def automatic_rate(spec: JobSpec) -> tuple[float, str]:
         return PREFERENCE_RATE, f"usual for objective {spec.method.objective}"
     if spec.method.objective is Objective.REWARD:
         return REWARD_RATES[whole], f"usual for objective {spec.method.objective} with tuner {tuner}"
+    if spec.method.objective in REINFORCED:
+        return REINFORCED_RATES[whole], f"usual for objective {spec.method.objective} with tuner {tuner}"
     if tuner in TUNER_RATES:
         return TUNER_RATES[tuner], f"usual for tuner {tuner}"
     return (FULL_RATE, "usual where all weights change") if whole else (ADAPTER_RATE, "usual for adapters")
