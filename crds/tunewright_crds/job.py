@@ -56,6 +56,7 @@ class Architecture(StrEnum):
 
 class OutputForm(StrEnum):
     ADAPTER = "adapter"
+    LORA = "lora"
     MERGED = "merged"
 
 
@@ -119,8 +120,8 @@ class Output(Part):
     formats: list[OutputForm] = Field(
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
-        max_length=2,
-        description="adapter (PEFT layout) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
+        max_length=3,
+        description="adapter (PEFT layout), lora (an adapter of another kind, converted to LoRA matrices, which is then the one that is served) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
     )
 
 

@@ -69,9 +69,8 @@ WHOLE: Final = (Tuner.FULL, Tuner.BITFIT)  # they change weights of the model it
 LORA_FAMILY: Final = (Tuner.LORA, Tuner.QLORA, Tuner.DORA)
 PROMPT_LEARNING: Final = (Tuner.PREFIX, Tuner.PROMPT, Tuner.P_TUNING)  # they train tokens, or keys and values, that go before each document
 UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY, *PROMPT_LEARNING)  # their adapters cannot be added into the weights
-# Their adapters can be written as LoRA matrices.
+# Their adapters can be written as LoRA matrices. PEFT offers it for dora too, but leaves out what dora adds to lora.
 CONVERTIBLE: Final = (
-    Tuner.DORA,
     Tuner.C3A,
     Tuner.DELORA,
     Tuner.FOURIERFT,
@@ -192,6 +191,13 @@ UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
 
 # More that does not go together, in terms of any two fields of a job's spec.
 APART: Final[tuple[Apart, ...]] = (
+    Apart(
+        "method.tuner",
+        every(Tuner, but=CONVERTIBLE),
+        "output.formats",
+        ("lora",),
+        "an adapter of this tuner is LoRA already, or cannot be converted to it: take format adapter or merged",
+    ),
     Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
     Apart(
         "method.tuner",

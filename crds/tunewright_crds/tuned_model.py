@@ -18,6 +18,17 @@ class Kind(StrEnum):
     REWARD = "reward"
 
 
+class Servability(StrEnum):
+    """Who can serve an artefact."""
+
+    UNTOLD = ""
+    WHOLE = "whole"
+    VLLM_LORA = "vllm-lora"
+    MERGE = "merge"
+    CONVERT = "convert"
+    TRANSFORMERS = "transformers"
+
+
 NOT_SERVED: Final = "a reward model judges answers and gives none: it cannot be served"
 
 
@@ -42,6 +53,11 @@ class Form(Artifact):
     """One form of the model."""
 
     kind: Kind = Field(description="adapter, merged, full or reward.")
+    servability: Servability = Field(
+        Servability.UNTOLD,
+        description="Who can serve it: whole (any engine, as the model that it is), vllm-lora (vLLM too, as LoRA), convert (vLLM once it is published with "
+        "output.formats lora), merge (vLLM once it is merged), transformers (only PEFT itself). The built-in engine serves them all.",
+    )
 
 
 class ModelSource(Part):

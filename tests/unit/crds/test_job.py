@@ -104,6 +104,7 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
 UNFIT_VALUES = {
     "a prefix that is thrown away": ("prefix", "prompt", {"hyperparameters": {"gradientCheckpointing": True}}, "leave it out"),
     "an optimizer for all weights": ("lora", "full", {"hyperparameters": {"optimizer": "galore"}}, "is for tuner full"),
+    "an adapter that cannot be converted": ("dora", "loha", {"output": {"formats": ["lora"]}}, "or cannot be converted"),
     "an adapter that cannot be merged": ("lily", "lora", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
 }
 

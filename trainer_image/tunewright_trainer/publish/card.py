@@ -34,6 +34,15 @@ _JUDGE: Final = (
 )
 
 
+_SERVED: Final = {
+    "whole": "any engine, as the model that it is",
+    "vllm-lora": "vLLM as LoRA, Tunewright's own engine, PEFT",
+    "convert": "Tunewright's own engine, PEFT; vLLM once it is converted to LoRA (`output.formats: [lora]`) or merged",
+    "merge": "Tunewright's own engine, PEFT; vLLM once it is merged (`output.formats: [merged]`)",
+    "transformers": "Tunewright's own engine, PEFT; it can be neither merged nor converted to LoRA",
+}
+
+
 def model_card(source: dict[str, Any], metrics: dict[str, float]) -> str:
     """Markdown with the Hub's front matter."""
     base, job = source["base"], source["job"]
@@ -57,6 +66,7 @@ tags: [tunewright, instruction-tuning]
 - Job: `{job["namespace"]}/{job["name"]}` (`{job["uid"]}`), step {source["step"]}
 - Objective: {_OBJECTIVES[source["objective"]]}
 - Data: `{source["dataset"]}`; licences: {", ".join(licenses)}
+- Served by: {_SERVED[source["servability"]]}
 - Libraries: {", ".join(f"{name} {number}" for name, number in source["libraries"].items())}
 
 | metric | last value |

@@ -17,9 +17,10 @@ from tunewright_crds.method import WHOLE, Objective, Tuner
 from tunewright_crds.pod import PodConfig, Published
 from tunewright_crds.status import PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
-from tunewright_crds.tuned_model import Kind
+from tunewright_crds.tuned_model import Kind, Servability
 from tunewright_trainer.publish import files, verify
 from tunewright_trainer.publish.card import model_card
+from tunewright_trainer.publish.servability import verdict
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.model import Tuned
@@ -51,6 +52,9 @@ def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[
     code Internal where an artefact does not compute what the trained model does; its manifest is then not written.
     """
     published = []
+    if OutputForm.LORA in result.config.spec.output.formats:
+        before_each()
+        published.append(_publish_one(result, Kind.ADAPTER, store, work / OutputForm.LORA.value, converted=True))
     for kind in kinds(result.config):
         before_each()
         published.append(_publish_one(result, kind, store, work / kind.value))
@@ -69,7 +73,7 @@ def kinds(config: PodConfig) -> list[Kind]:
     return [kind for form, kind in ((OutputForm.ADAPTER, Kind.ADAPTER), (OutputForm.MERGED, Kind.MERGED)) if form in forms]
 
 
-def lineage(result: Result, kind: Kind) -> dict[str, Any]:
+def lineage(result: Result, kind: Kind, *, converted: bool = False) -> dict[str, Any]:
     """Where an artefact comes from, as its manifest tells."""
     config = result.config
     return {
@@ -82,29 +86,38 @@ def lineage(result: Result, kind: Kind) -> dict[str, Any]:
         "step": result.step,
         "dataset": result.dataset_digest,
         "licenses": result.licenses,
+        **({"converted": config.spec.method.tuner.value} if converted else {}),
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
 
 
-def _publish_one(result: Result, kind: Kind, store: Store, folder: Path) -> Published:
-    key = model_key(result.config.job.namespace, result.config.model_name, result.config.version, kind.value)
-    source = lineage(result, kind)
-    digest = _digest_if_done(store, key, source)
-    if digest is None:
+def _publish_one(result: Result, kind: Kind, store: Store, folder: Path, *, converted: bool = False) -> Published:
+    key = model_key(result.config.job.namespace, result.config.model_name, result.config.version, folder.name)
+    source = lineage(result, kind, converted=converted)
+    done = _done(store, key, source)
+    if done is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write(result, kind, source, folder)
-        digest = publish_folder(store, folder, key, manifest=source | {"metrics": result.metrics})
+        servable = write(result, kind, source, folder, converted=converted)
+        done = (
+            publish_folder(store, folder, key, manifest=source | {"servability": servable.value, "metrics": result.metrics}),
+            servable.value,
+        )
         shutil.rmtree(folder, ignore_errors=True)
-        log.info("published %s %s", kind.value, store.uri(key))
-    form = PublishedForm(kind=kind.value, uri=store.uri(key), digest=digest)
-    return Published(**form.model_dump(), base=source["base"], forms=[form])
+        log.info("published %s %s, servable as %s", kind.value, store.uri(key), servable)
+    form = PublishedForm(kind=kind.value, uri=store.uri(key), digest=done[0], servability=done[1])
+    return Published(kind=form.kind, uri=form.uri, digest=form.digest, base=source["base"], forms=[form])
 
 
-def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> None:
-    """Write one artefact into ``folder``, and check it."""
+def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path, *, converted: bool = False) -> Servability:
+    """Write one artefact into ``folder``, and check it; returns who can serve it."""
     probe = verify.Probe(result.probe, result.tuned.autocast)
-    if kind is Kind.ADAPTER:
+    if converted:
+        expected = probe.logits(result.tuned.network)
+        files.write_converted(result.tuned, folder, base_uri=source["base"])
+        found = verify.converted_logits(result.base_folder, folder, probe, device=result.tuned.device)
+        tolerance = verify.CONVERTED if result.tuned.compute is torch.float32 else verify.ROUNDED
+    elif kind is Kind.ADAPTER:
         expected = probe.logits(result.tuned.network)
         files.write_adapter(result.tuned, folder, base_uri=source["base"])
         found = verify.adapter_logits(result.tuned, folder, probe)
@@ -124,11 +137,14 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
     files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
     if result.config.spec.method.objective is Objective.REWARD:
         files.pad_with(folder, padding_of(result.base_folder)[1])
-    (folder / "README.md").write_text(model_card(source, result.metrics), encoding="utf-8")
+    servable = verdict(files.adapter_config(folder)) if kind is Kind.ADAPTER else Servability.WHOLE
+    (folder / "README.md").write_text(model_card(source | {"servability": servable.value}, result.metrics), encoding="utf-8")
+    return servable
 
 
-def _digest_if_done(store: Store, key: str, source: dict[str, Any]) -> str | None:
+def _done(store: Store, key: str, source: dict[str, Any]) -> tuple[str, str] | None:
+    """Hash and servability of a complete artefact of this lineage."""
     manifest = read_manifest(store, key)
     if manifest is None or any(manifest.get(name) != value for name, value in source.items()):
         return None
-    return hashlib.sha256(store.get_bytes(f"{key}/{MANIFEST}")).hexdigest()
+    return hashlib.sha256(store.get_bytes(f"{key}/{MANIFEST}")).hexdigest(), str(manifest.get("servability", ""))

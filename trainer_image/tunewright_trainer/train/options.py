@@ -68,13 +68,18 @@ def checked(method: Method, *, steps: int = 0) -> Any:
         raise complaint(error) from error
 
 
+def type_name(tuner: Tuner) -> str:
+    """PEFT's name of a tuner."""
+    return _TYPES.get(tuner, tuner.name)
+
+
 def config_class(tuner: Tuner) -> Any:
     """PEFT's config class for a tuner, which is none of `WHOLE`."""
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     assert tuner not in WHOLE
-    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[_TYPES.get(tuner, tuner.name)]]
+    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[type_name(tuner)]]
 
 
 def complaint(error: Exception) -> Refusal:
