@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from tunewright_trainer.train.checkpoints import (
     copied,
 )
 from tunewright_trainer.train.model import load
-from tunewright_trainer.train.objective import objective_of, reinforced
+from tunewright_trainer.train.objective import Coupled, objective_of, reinforced, shares_of
 from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
 
@@ -152,25 +152,27 @@ class Run:
             measured = self._update(batch, self.objective)
         self._count(step, batch, measured | {"learning_rate": rate})
 
-    def _update(self, batch: Sequence[rows_of.Row], loss: Loss) -> dict[str, float]:
+    def _update(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> dict[str, float]:
         """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
-        step = self.counters.step + 1
-        size = loss.size(batch)
+        groups = self._groups(batch)
+        shares = shares_of(loss, self.tuned, groups)
 
         def backward() -> dict[str, float]:
             measured: dict[str, float] = {}
-            for group in self._groups(batch):
-                shares = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
-                measured = metrics.added(measured, shares)
+            for group, share in zip(groups, shares, strict=True):
+                found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
+                measured = metrics.added(measured, found)
             return measured
 
-        return self.updates.take(backward, partial(_check_finite, step), rate=self.plan.learning_rate(step))
+        return self.updates.take(
+            backward, partial(_check_finite, self.counters.step + 1), rate=self.plan.learning_rate(self.counters.step + 1)
+        )
 
-    def _groups(self, batch: Sequence[rows_of.Row]) -> Iterable[Sequence[rows_of.Row]]:
+    def _groups(self, batch: Sequence[rows_of.Row]) -> list[Sequence[rows_of.Row]]:
         """What goes through the model at once."""
         if self.wanted.optimizer.within_backward:
             return [batch]
-        return rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings)
+        return list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings))
 
     def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
