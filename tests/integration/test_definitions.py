@@ -54,7 +54,7 @@ FIELDS = {
     "micro-batch 0": ("hyperparameters.microBatchSize", 0, "microBatchSize"),
     "micro-batch in other words": ("hyperparameters.microBatchSize", "big", "microBatchSize"),
     "unknown field": ("method.lora.rnak", 8, 'unknown field "spec.method.lora.rnak"'),
-    "unknown objective": ("method.objective", "ppo", "method.objective"),
+    "unknown objective": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo.beta", 0.2, "dpo holds options of objective dpo"),
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
@@ -66,8 +66,13 @@ FIELDS = {
         "takes the whole batch at once",
     ),
     "adapters within the backward pass": ("hyperparameters.optimizer", "lomo", "it is for tuner full"),
-    "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective grpo or rloo"),
+    "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective ppo, grpo or rloo"),
     "nothing that is rewarded": ("method.objective", "rloo", "an objective that learns from rewards needs some"),
+    "more mini-batches than prompts": (
+        "method",
+        {"objective": "ppo", "rewards": [{"type": "exact-match"}], "ppo": {"miniBatches": 17}},
+        "miniBatches is above batchSize",
+    ),
     "a reward of no pattern": ("method", {"objective": "grpo", "rewards": [{"type": "regex"}]}, "pattern is for type regex"),
     "a reward of no length": ("method", {"objective": "grpo", "rewards": [{"type": "length", "min": 2, "max": 1}]}, "min is above max"),
     "options of lora with another tuner": (
