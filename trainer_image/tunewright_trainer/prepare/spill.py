@@ -91,6 +91,8 @@ class Written:
     rows: int = 0
     tokens: int = 0
     trainable_tokens: int = 0
+    longest_row: int = 0  # tokens
+    most_learned: int = 0  # tokens of a row
 
 
 class SplitWriter:
@@ -127,11 +129,21 @@ class SplitWriter:
         lengths = window.lengths
         bins = best_fit_decreasing(lengths.tolist(), self._capacity) if self._packing else None
         self._files.write(_packed(window, bins) if bins is not None else _paired(window) if self._pairs else _plain(window))
+        self._measure(window, bins)
         self.written.examples += len(lengths)
         self.written.rows += len(lengths) if bins is None else len(bins)
         self.written.tokens += len(window.ids)
         self.written.trainable_tokens += int((window.labels != IGNORED).sum())
         self._waiting, self._examples, self._tokens = [], 0, 0
+
+    def _measure(self, window: Examples, bins: Sequence[Sequence[int]] | None) -> None:
+        """Note the longest row, and the most that is learned of one: what memory is planned with."""
+        learned = np.add.reduceat(window.labels != IGNORED, np.cumsum([0, *window.lengths[:-1]]), dtype=np.int64)
+        lengths = window.lengths
+        if bins is not None:
+            lengths, learned = (np.array([column[row].sum() for row in bins]) for column in (lengths, learned))
+        self.written.longest_row = max(self.written.longest_row, int(lengths.max()))
+        self.written.most_learned = max(self.written.most_learned, int(learned.max()))
 
 
 def _plain(window: Examples) -> Any:

@@ -53,11 +53,14 @@ def train(
     model: Path,
     work: Path,
     store: Store,
+    planned_halvings: int = 0,
 ) -> Outcome:
     """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
     with telling(outcome), reproducible(config.spec):
         run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
+        # A checkpoint's own count goes before this: other micro-batches would give other roundings.
+        run.counters.planned_halvings = planned_halvings
         try:
             run.resume()
             work_under_way.set()
@@ -172,7 +175,7 @@ class Run:
         """What goes through the model at once."""
         if self.wanted.optimizer.within_backward:
             return [batch]
-        return list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings))
+        return list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings + self.counters.planned_halvings))
 
     def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
