@@ -59,6 +59,8 @@ class OutputForm(StrEnum):
     ADAPTER = "adapter"
     LORA = "lora"
     MERGED = "merged"
+    ONNX = "onnx"
+    GGUF = "gguf"
 
 
 _OWN_KEYS: Final = "a model:// lies in the platform's own storage and is read with its keys: leave credentialsSecret out"
@@ -121,8 +123,10 @@ class Output(Part):
     formats: list[OutputForm] = Field(
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
-        max_length=3,
-        description="adapter (PEFT layout), lora (an adapter of another kind, converted to LoRA matrices, which is then the one that is served) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
+        max_length=5,
+        description="adapter (PEFT layout), lora (an adapter of another kind, converted to LoRA matrices, which is then the one that is served), merged (a whole "
+        "model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
+        "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
 
 
@@ -161,9 +165,10 @@ _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
 _TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
-_OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
+_OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,), Examples.UNPAIRED: (DataFormat.UNPAIRED,)}
 _LISTS: Final = ("output.formats",)  # fields that hold several values
-_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
+_PAIRED: Final = (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)
+_FORMATS: Final = {Examples.PREFERENCES: _PAIRED, Examples.UNPAIRED: (*_PAIRED, DataFormat.UNPAIRED)}
 
 
 def _objectives(examples: Examples) -> list[str]:

@@ -15,6 +15,7 @@ from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Ppo, RewardTerm, Rl
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
+    KTO = "kto"
     REWARD = "reward"
     PPO = "ppo"
     GRPO = "grpo"
@@ -96,6 +97,7 @@ class Examples(StrEnum):
 
     CONVERSATIONS = "conversations"
     PREFERENCES = "preferences"  # a chosen and a rejected answer to one prompt
+    UNPAIRED = "unpaired answers"  # each marked as good or bad
     PROMPTS = "prompts"  # what comes before the last answer of a conversation; the answer is what rewards may compare with
 
 
@@ -103,6 +105,7 @@ LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
     Objective.REWARD: Examples.PREFERENCES,
+    Objective.KTO: Examples.UNPAIRED,
     Objective.PPO: Examples.PROMPTS,
     Objective.GRPO: Examples.PROMPTS,
     Objective.RLOO: Examples.PROMPTS,
@@ -307,6 +310,36 @@ DPO_RULES: Final = (
 )
 
 
+class KtoLoss(StrEnum):
+    """Losses of objective kto, by TRL's names."""
+
+    KTO = "kto"
+    APO_ZERO_UNPAIRED = "apo_zero_unpaired"
+
+
+class Kto(Part):
+    """Options of objective kto (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    loss: KtoLoss = Field(
+        KtoLoss.KTO,
+        description="kto compares each answer with what answers gain in the mean, which takes another forward pass over the batch; apo_zero_unpaired compares with nothing.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="How strongly the model is held to what it was: the lower, the further it may go for the sake of the marks.",
+    )
+    desirable_weight: float = Field(
+        1.0,
+        alias="desirableWeight",
+        gt=0,
+        le=1000,
+        description="Weight of good answers; raise it where they are few: weights times counts should be alike.",
+    )
+    undesirable_weight: float = Field(1.0, alias="undesirableWeight", gt=0, le=1000, description="Weight of bad answers.")
+
+
 class Reward(Part):
     """Options of objective reward (Ouyang et al. 2022, arXiv:2203.02155)."""
 
@@ -344,8 +377,6 @@ def every(names: type[StrEnum], *, but: Sequence[StrEnum]) -> tuple[str, ...]:
 
 # Pairs of objective and tuner that cannot be, and why.
 UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
-    (Objective.DPO, Tuner.FULL): "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; "
-    "full would need a second copy of it",
     (
         Objective.REWARD,
         Tuner.QLORA,
@@ -361,7 +392,20 @@ APART: Final[tuple[Apart, ...]] = (
         ("lora",),
         "an adapter of this tuner is LoRA already, or cannot be converted to it: take format adapter or merged",
     ),
-    Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
+    Apart(
+        "method.tuner",
+        UNMERGED,
+        "output.formats",
+        ("merged", "onnx", "gguf"),
+        "an adapter of this tuner cannot be merged: take format adapter",
+    ),
+    Apart(
+        "method.objective",
+        (Objective.REWARD,),
+        "output.formats",
+        ("onnx", "gguf"),
+        "formats onnx and gguf are of models that answer: leave them out with objective reward",
+    ),
     Apart(
         "method.tuner",
         (Tuner.BITFIT,),
@@ -409,6 +453,7 @@ APART: Final[tuple[Apart, ...]] = (
 # Fields of `method` that hold options, and the objectives that these are for.
 OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
     "dpo": (Objective.DPO,),
+    "kto": (Objective.KTO,),
     "reward": (Objective.REWARD,),
     "ppo": (Objective.PPO,),
     "grpo": (Objective.GRPO,),
@@ -455,7 +500,7 @@ class Method(Part):
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; with tuner full a frozen copy of the model is in memory beside it), kto (the same from answers that are each marked as good or bad), reward (a model that judges answers, from the same pairs; full and lora only), "
         "ppo (rewards for answers of the model's own, compared with what a value head expects), grpo or rloo (the same, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
@@ -470,6 +515,7 @@ class Method(Part):
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
+    kto: Kto = Field(default_factory=Kto, description="Options of objective kto.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
     ppo: Ppo = Field(default_factory=Ppo, description="Options of objective ppo.")
     grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")

@@ -56,8 +56,9 @@ FIELDS = {
     "unknown field": ("method.lora.rnak", 8, 'unknown field "spec.method.lora.rnak"'),
     "unknown objective": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo.beta", 0.2, "dpo holds options of objective dpo"),
-    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
+    "kto's options with another objective": ("method.kto.desirableWeight", 2, "kto holds options of objective kto"),
+    "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", "format unpaired is for objective kto"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
     "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "galore holds options of optimizer galore"),
     "a split batch for lomo": (
@@ -145,6 +146,7 @@ RIGHT = {
         {"fewShot": [0, 4], "maxExamples": 50, "classification": "always", "maxNewTokens": 16, "compareWithBase": False},
     ),
     "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
+    "marked answers": ("method", {"objective": "kto", "kto": {"loss": "apo_zero_unpaired", "desirableWeight": 2}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "rewards": (
         "method",

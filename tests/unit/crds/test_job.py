@@ -56,7 +56,6 @@ REFUSED = {
     "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
     "an objective that is not built": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo", {"beta": 0.2}, "method"),
-    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
     "dpo that is told the wrong thing for sure": (
         "method",
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
@@ -69,6 +68,8 @@ REFUSED = {
     "too many options": ("method.options", {f"o{index}": 1 for index in range(33)}, "method.options"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
     "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
+    "options of kto with another objective": ("method.kto", {"beta": 0.2}, "method"),
+    "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", ""),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
     "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
@@ -95,8 +96,8 @@ DPO_REFUSED = {
 @pytest.mark.parametrize(("path", "value", "said"), DPO_REFUSED.values(), ids=DPO_REFUSED)
 def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: str) -> None:
     spec = spec_with(path, value)
-    for objective in ("dpo", "reward"):
-        with pytest.raises(ValidationError, match=said):
+    for objective in ("dpo", "reward", "kto"):
+        with pytest.raises(ValidationError, match="unpaired answers" if objective == "kto" and "preferences" in said else said):
             read_spec(spec | {"method": {"objective": objective}})
     read_spec(spec)
 
@@ -125,6 +126,7 @@ UNFIT_VALUES = {
     "an optimizer for all weights": ("lora", "full", {"hyperparameters": {"optimizer": "galore"}}, "is for tuner full"),
     "an adapter that cannot be converted": ("dora", "loha", {"output": {"formats": ["lora"]}}, "or cannot be converted"),
     "an adapter that cannot be merged": ("lily", "lora", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+    "an adapter of which there is no whole": ("lily", "lora", {"output": {"formats": ["adapter", "gguf"]}}, "cannot be merged"),
 }
 
 
@@ -145,6 +147,18 @@ def test_a_reward_model_is_not_served() -> None:
         model = {"base": base, "artifact": artifact, "version": "1", "kind": kind, "serving": {"enabled": enabled}}
         with nullcontext() if fits else pytest.raises(ValidationError, match="cannot be served"):
             TunedModelSpec.model_validate(model)
+
+
+def test_forms_for_other_programs_stand_beside_a_model_that_answers() -> None:
+    spec = spec_with("output.formats", ["onnx", "gguf"])
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="models that answer"):
+        read_spec(spec | {"method": {"objective": "reward"}})
+    forms = [{"kind": kind, "uri": "s3://b/a"} for kind in ("adapter", "gguf")]
+    model = {"base": {"uri": "s3://b/x/"}, "artifact": {"uri": "s3://b/a"}, "version": "1", "kind": "adapter", "forms": forms}
+    TunedModelSpec.model_validate(model)
+    with pytest.raises(ValidationError, match="forms beside another"):
+        TunedModelSpec.model_validate(model | {"kind": "gguf"})
 
 
 REWARD_REFUSED: dict[str, tuple[str, object, str]] = {

@@ -31,6 +31,8 @@ class Conversation:
     rejected: tuple[Message, ...] = ()
     """In a pair of preferences: what was found worse than `messages` from number `shared` on. What comes before is the prompt of both, and only read."""
     shared: int = 0
+    desirable: bool | None = None
+    """Whether the last answer is marked as a good one; None where nobody says."""
 
     @property
     def documents(self) -> "tuple[Conversation, ...]":
@@ -61,7 +63,8 @@ class Conversation:
 
     def content(self) -> bytes:
         """The same bytes for the same conversation, whatever it was read from."""
-        pair = [self.rejected, self.shared] if self.rejected else []
+        pair: list[Any] = [self.rejected, self.shared] if self.rejected else []
+        pair += [self.desirable] if self.desirable is not None else []
         return orjson.dumps([self.messages, self.tools, sorted(self.read_only), self.text, *pair], option=orjson.OPT_SORT_KEYS)
 
     def cleaned(self) -> "Conversation":
@@ -71,7 +74,7 @@ class Conversation:
         messages, rejected = (
             tuple({**message, "content": clean_text(message["content"])} for message in part) for part in (self.messages, self.rejected)
         )
-        return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group, rejected, self.shared)
+        return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group, rejected, self.shared, self.desirable)
 
     def every_text(self) -> list[str]:
         """Everything that a template may show, names of roles among it: also the calls of tools, and what describes these."""
@@ -80,7 +83,7 @@ class Conversation:
     def rewritten(self, change: Callable[[str], str]) -> "Conversation":
         """Each of `every_text` changed."""
         messages, rejected, tools = (tuple(_rewritten(one, change) for one in part) for part in (self.messages, self.rejected, self.tools))
-        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared)
+        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared, self.desirable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
 from tunewright_trainer.config import is_local
+from tunewright_trainer.exports import check_forms
 from tunewright_trainer.plan import plan, refuse, table
 from tunewright_trainer.prepare.conversation import Drop
 from tunewright_trainer.prepare.drops import DROPS, Drops
@@ -43,6 +44,7 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
     with telling(outcome):
         _check_options(config)
         task = Task.open(config, work / "base")
+        check_forms(config.spec, task.model.folder)
         key = dataset_key(config.job.namespace, task.digest) if key is None else key
         found = read_manifest(store, key)
         if found is not None and found.get("digest") == task.digest:
@@ -142,7 +144,7 @@ class _Preparation:
             near = signatures.pairs(self.options.cleaning.near_duplicates.threshold)
         found = fates(keys, self.options, self._drop_all, near=near)
         taken = 0
-        writers = [SplitWriter(self.folder / split.value, self.options, pairs=self.task.pairs) for split in SPLITS]
+        writers = [SplitWriter(self.folder / split.value, self.options, pairs=self.task.pairs or self.task.unpaired) for split in SPLITS]
         times = copies(keys, found, [source.spec.weight for source in self.sources], self._drop_all)
         with Progress("writing", int(times[found != DROPPED].sum())) as progress:
             for before in range(times.max(initial=1)):

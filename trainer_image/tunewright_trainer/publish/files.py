@@ -73,7 +73,14 @@ def write_whole(network: Any, folder: Path, *, dtype: torch.dtype) -> None:
     Rounds ``network`` itself, to hold it in memory once.
     """
     network.config._attn_implementation = "sdpa"
-    network.to(dtype).save_pretrained(folder)
+    rounded(network, dtype).save_pretrained(folder)
+
+
+def rounded(network: Any, dtype: torch.dtype) -> Any:
+    """``network`` itself with its weights in ``dtype``. Buffers stay as they are: rotations of positions in half precision would be another model."""
+    for weight in network.parameters():
+        weight.data = weight.data.to(dtype)
+    return network
 
 
 def merged(tuned: Tuned, base_folder: Path) -> Any:

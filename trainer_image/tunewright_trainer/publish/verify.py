@@ -16,6 +16,7 @@ from tunewright_trainer.train.reward_model import judged
 SAME: Final = 1e-4  # the same arithmetic in another order
 CONVERTED: Final = 1e-2  # what was left out as too small to matter
 ROUNDED: Final = 5e-2  # weights rounded to the base's own half precision
+OTHER_PROGRAM: Final = 5e-3  # another program's arithmetic, with tables for some functions
 PROBE_TOKENS: Final = 256
 _AGAIN: Final = "verified"
 
@@ -25,14 +26,14 @@ class Probe:
 
     def __init__(self, row: Row, autocast: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._autocast = autocast
-        self._ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
+        self.ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
 
     @torch.no_grad()
     def logits(self, network: Any) -> torch.Tensor:
         """Logits [tokens, vocabulary] in fp32; of a reward model its number at each token, [tokens, 1]."""
         network.eval()
-        with attention.documents([self._ids.shape[1]]), self._autocast():
-            ids = self._ids.to(network.device)
+        with attention.documents([self.ids.shape[1]]), self._autocast():
+            ids = self.ids.to(network.device)
             if hasattr(network, "score"):
                 answer = judged(network, network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[:, None]
             else:

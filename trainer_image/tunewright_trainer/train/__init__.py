@@ -14,6 +14,7 @@ from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import MemoryStatus
 from tunewright_crds.storage import dataset_key
 from tunewright_trainer.config import is_local
+from tunewright_trainer.exports import check_forms
 from tunewright_trainer.plan import measured, parse_config, plan, read_shapes, refuse, table
 from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base
@@ -41,6 +42,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train.recipe import train
     model, manifest = fetching_model.result(), fetching_data.result()
     check_fit(manifest, model, config.spec.model)
+    check_forms(config.spec, model)
     memory = _plan_memory(config, model, manifest)
     outcome = train(
         _pinned(config, commit_of(config, manifest)),

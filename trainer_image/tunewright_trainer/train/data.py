@@ -29,6 +29,13 @@ class Row:
         return int((_without_first(self.labels, self.lengths) != IGNORED).sum())
 
 
+@dataclass(frozen=True)
+class Judged(Row):
+    """A row of one answer that is marked as good or bad."""
+
+    desirable: bool
+
+
 class Rows:
     """The rows of one split, memory-mapped from its Arrow files: memory does not grow with their number."""
 
@@ -44,6 +51,8 @@ class Rows:
             raise IndexError(index)
         ids = self._numbers("input_ids", index)
         lengths = self._numbers("lengths", index).tolist() if "lengths" in self._table.column_names else [len(ids)]
+        if 0 in lengths:  # of a pair of a good and a bad answer only one is there
+            return Judged(ids, self._numbers("labels", index), [len(ids)], desirable=lengths[0] > 0)
         return Row(ids, self._numbers("labels", index), lengths)
 
     def _numbers(self, column: str, index: int) -> Ints:

@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), with any of the losses of `dpo_losses`.
 
-Of each pair the chosen answer shall become likelier than the rejected one, compared with the reference: the model without its adapter, as it was before.
+Of each pair the chosen answer shall become likelier than the rejected one, compared with the reference: the model as it was before, without its adapter or as a frozen copy.
 Each row is a pair of two documents, the chosen one first.
 """
 
@@ -18,6 +18,7 @@ from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
 from tunewright_trainer.train.dpo_losses import Documents, Pairs, couples, losses
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reinforced import Reference
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ Share = Whole | Coupled
 class Dpo:
     """See `tunewright_trainer.train.objective.Optimised`."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, before: Reference) -> None:
         self._options = options
+        self._before = before
 
     def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Share]:
         """What pairs of the whole batch must be known for is computed before the gradients: so accumulation is the big batch, whatever the loss."""
@@ -55,7 +57,7 @@ class Dpo:
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Share) -> Measured:
         """The loss is the mean over pairs; of loss sft the mean over tokens."""
-        before = None if isinstance(share_of, Coupled) else reference(tuned, batch, tail=self._options.ld_alpha)
+        before = None if isinstance(share_of, Coupled) else reference(self._before, batch, tail=self._options.ld_alpha)
         with documents(batch.lengths):
             policy = likelihoods(tuned, batch, tail=self._options.ld_alpha)
             if isinstance(share_of, Coupled):
@@ -82,7 +84,7 @@ class Dpo:
         return each.sum() / whole.pairs, _told(pairs, each.detach(), share_of=whole.pairs)
 
     def _both(self, tuned: Tuned, batch: MicroBatch) -> tuple[Documents, torch.Tensor]:
-        before = reference(tuned, batch, tail=self._options.ld_alpha)
+        before = reference(self._before, batch, tail=self._options.ld_alpha)
         with documents(batch.lengths):
             return likelihoods(tuned, batch, tail=self._options.ld_alpha), before
 
@@ -155,19 +157,18 @@ def likelihoods(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -
 
 
 @torch.no_grad()
-def reference(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -> torch.Tensor:
-    """`Documents.logps` by the model without its adapter, and without dropout."""
-    with documents(batch.lengths), _as_before(tuned):
+def reference(before: Reference, batch: MicroBatch, *, tail: float | None = None) -> torch.Tensor:
+    """`Documents.logps` by the model as it was before training, and without dropout."""
+    with documents(batch.lengths), before.as_before() as tuned, without_dropout(tuned.network):
         return likelihoods(tuned, batch, tail=tail).logps
 
 
 @contextlib.contextmanager
-def _as_before(tuned: Tuned) -> Iterator[None]:
-    assert tuned.peft is not None  # the contract refuses dpo of the whole model
-    training = tuned.network.training
-    tuned.network.eval()
+def without_dropout(network: torch.nn.Module) -> Iterator[None]:
+    """For as long as it lasts."""
+    training = network.training
+    network.eval()
     try:
-        with tuned.peft.disable_adapter():
-            yield
+        yield
     finally:
-        tuned.network.train(training)
+        network.train(training)

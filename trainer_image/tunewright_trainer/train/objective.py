@@ -10,11 +10,12 @@ from tunewright_crds.method import Objective
 from tunewright_trainer.train.data import MicroBatch, Row, Rows
 from tunewright_trainer.train.dpo import Dpo
 from tunewright_trainer.train.grpo import Grpo
+from tunewright_trainer.train.kto import Kto
 from tunewright_trainer.train.loss import Sft
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.ppo import Ppo
-from tunewright_trainer.train.reinforced import Loss, Setting, Update
+from tunewright_trainer.train.reinforced import Loss, Reference, Setting, Update
 from tunewright_trainer.train.reward import BradleyTerry
 from tunewright_trainer.train.rloo import Rloo
 
@@ -74,10 +75,12 @@ def reinforced(tuned: Tuned, setting: Setting) -> Reinforced | None:
     return make(tuned, setting) if make else None
 
 
-def objective_of(spec: JobSpec) -> Optimised | Coupled:
-    """What the job asks for, if it learns from what the data says."""
+def objective_of(spec: JobSpec, tuned: Tuned) -> Optimised | Coupled:
+    """What the job asks for, if it learns from what the data says. ``tuned`` is as it was loaded: what the model was before is kept where the objective needs it."""
     if spec.method.objective is Objective.DPO:
-        return Dpo(spec.method.dpo)
+        return Dpo(spec.method.dpo, Reference(tuned))
+    if spec.method.objective is Objective.KTO:
+        return Kto(spec.method.kto, Reference(tuned))
     if spec.method.objective is Objective.REWARD:
         return BradleyTerry(centering=spec.method.reward.center_rewards_coefficient)
     return Sft(smoothing=spec.hyperparameters.label_smoothing)

@@ -103,8 +103,8 @@ class Run:
         optimizers.check_passes(self.wanted, halvings=halvings)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
-        self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
+        self.objective = objective_of(self.spec, self.tuned)
         self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
         self.weights = self.tuned.trainable
         self.updates = optimizers.updates(self.tuned, self.wanted)

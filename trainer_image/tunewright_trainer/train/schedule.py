@@ -10,7 +10,7 @@ from tunewright_crds.method import REINFORCED, Objective, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
-PREFERENCE_RATE: Final = 5e-6  # of adapters that learn preferences
+PREFERENCE_RATES: Final = {True: 1e-6, False: 5e-6}  # of the whole model, and of an adapter, that learns preferences
 REWARD_RATES: Final = {True: 1e-5, False: 1e-4}  # of the whole model, and of an adapter with the head; a head that is new learns slowly
 # Adapters of few weights need larger steps: as their authors, or PEFT's examples, take them.
 TUNER_RATES: Final[dict[Tuner, float]] = {
@@ -93,8 +93,8 @@ def automatic_rate(spec: JobSpec) -> tuple[float, str]:
     whole = tuner is Tuner.FULL
     if optimizer in OPTIMIZER_RATES:
         return OPTIMIZER_RATES[optimizer], f"usual for optimizer {optimizer}"
-    if spec.method.objective is Objective.DPO:
-        return PREFERENCE_RATE, f"usual for objective {spec.method.objective}"
+    if spec.method.objective in (Objective.DPO, Objective.KTO):
+        return PREFERENCE_RATES[whole], f"usual for objective {spec.method.objective} with tuner {tuner}"
     if spec.method.objective is Objective.REWARD:
         return REWARD_RATES[whole], f"usual for objective {spec.method.objective} with tuner {tuner}"
     if spec.method.objective in REINFORCED:
