@@ -27,7 +27,7 @@ from tunewright_crds.fields import (
     claim_of,
     untouched,
 )
-from tunewright_crds.hyperparameters import Hyperparameters
+from tunewright_crds.hyperparameters import BATCH_AT_ONCE, MISPLACED_GALORE, WITHIN_BACKWARD, Galore, Hyperparameters, Optimizer
 from tunewright_crds.method import (
     ALONE,
     APART,
@@ -59,6 +59,7 @@ class Architecture(StrEnum):
 
 class OutputForm(StrEnum):
     ADAPTER = "adapter"
+    LORA = "lora"
     MERGED = "merged"
     ONNX = "onnx"
     GGUF = "gguf"
@@ -124,8 +125,9 @@ class Output(Part):
     formats: list[OutputForm] = Field(
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
-        max_length=4,
-        description="adapter (PEFT layout), merged (a whole model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
+        max_length=5,
+        description="adapter (PEFT layout), lora (an adapter of another kind, converted to LoRA matrices, which is then the one that is served), merged (a whole "
+        "model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
         "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
 
@@ -230,6 +232,10 @@ def _rules_of_tuners() -> Iterator[tuple[str, str]]:
     for field, tuners in TUNER_OPTIONS.items():
         left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
         yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    galore = " && ".join(untouched(Galore, at="self.hyperparameters.galore"))
+    yield f"self.hyperparameters.optimizer == '{Optimizer.GALORE}' || ({galore})", MISPLACED_GALORE
+    at_once = "self.hyperparameters.microBatchSize == 'auto' || self.hyperparameters.microBatchSize == self.hyperparameters.batchSize"
+    yield f"!(self.hyperparameters.optimizer in {_cel(WITHIN_BACKWARD)}) || {at_once}", BATCH_AT_ONCE
     for pair in APART:
         yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
 

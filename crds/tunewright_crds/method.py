@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
+from tunewright_crds.hyperparameters import WITHIN_BACKWARD, Optimizer
 from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Ppo, RewardTerm, Rloo
 
 
@@ -50,7 +51,10 @@ class Tuner(StrEnum):
     MISS = "miss"
     OFT = "oft"
     OSF = "osf"
+    P_TUNING = "p-tuning"
     PEANUT = "peanut"
+    PREFIX = "prefix"
+    PROMPT = "prompt"
     PSOFT = "psoft"
     PVERA = "pvera"
     RANDLORA = "randlora"
@@ -66,10 +70,10 @@ class Tuner(StrEnum):
 
 WHOLE: Final = (Tuner.FULL, Tuner.BITFIT)  # they change weights of the model itself, and publish all of it
 LORA_FAMILY: Final = (Tuner.LORA, Tuner.QLORA, Tuner.DORA)
-UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY)  # their adapters cannot be added into the weights
-# Their adapters can be written as LoRA matrices.
+PROMPT_LEARNING: Final = (Tuner.PREFIX, Tuner.PROMPT, Tuner.P_TUNING)  # they train tokens, or keys and values, that go before each document
+UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY, *PROMPT_LEARNING)  # their adapters cannot be added into the weights
+# Their adapters can be written as LoRA matrices. PEFT offers it for dora too, but leaves out what dora adds to lora.
 CONVERTIBLE: Final = (
-    Tuner.DORA,
     Tuner.C3A,
     Tuner.DELORA,
     Tuner.FOURIERFT,
@@ -351,6 +355,11 @@ class Reward(Part):
     )
 
 
+def either(names: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
 
 
@@ -395,6 +404,13 @@ APART: Final[tuple[Apart, ...]] = (
     ),
     Apart(
         "method.tuner",
+        every(Tuner, but=CONVERTIBLE),
+        "output.formats",
+        ("lora",),
+        "an adapter of this tuner is LoRA already, or cannot be converted to it: take format adapter or merged",
+    ),
+    Apart(
+        "method.tuner",
         UNMERGED,
         "output.formats",
         ("merged", "onnx", "gguf"),
@@ -413,6 +429,34 @@ APART: Final[tuple[Apart, ...]] = (
         "method.objective",
         every(Objective, but=(Objective.SFT,)),
         "tuner bitfit is for objective sft: it has no adapter to be set aside, and trains no head",
+    ),
+    Apart(
+        "method.tuner",
+        PROMPT_LEARNING,
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        f"tuner {either(PROMPT_LEARNING)} is for objective sft",
+    ),
+    Apart(
+        "method.tuner",
+        (Tuner.PREFIX,),
+        "hyperparameters.gradientCheckpointing",
+        (True,),
+        "tuner prefix keeps keys and values, which gradientCheckpointing would throw away: leave it out",
+    ),
+    Apart(
+        "hyperparameters.optimizer",
+        (Optimizer.GALORE, *WITHIN_BACKWARD),
+        "method.tuner",
+        every(Tuner, but=(Tuner.FULL,)),
+        "optimizer galore, lomo or adalomo saves memory where all weights are trained: it is for tuner full",
+    ),
+    Apart(
+        "hyperparameters.optimizer",
+        WITHIN_BACKWARD,
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        "optimizer lomo or adalomo is for objective sft",
     ),
     Apart(
         "method.objective",
@@ -438,11 +482,6 @@ TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY}
 NO_OPTIONS: Final = f"tuner {' and '.join(WHOLE)} have no options: leave method.options out"
 
 
-def either(names: Sequence[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
 def misplaced(field: str) -> str:
     """What is said of options of another objective than the job's."""
     names = either(OPTIONS[field])
@@ -460,7 +499,7 @@ class Method(Part):
     The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
     all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise; it
     needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model. bitfit trains the biases of a
-    model that has some (GPT-2, Qwen2). dora splits weights into size and direction. ia3 and ln-tuning train least. The others are the
+    model that has some (GPT-2, Qwen2). dora splits weights into size and direction. prefix, prompt and p-tuning train what is read before each text. ia3 and ln-tuning train least. The others are the
     methods of PEFT, by its names.
 
     options are those of the tuner's config class in PEFT, by its names: {r: 8} with loha, {num_virtual_tokens: 16} with prompt. What PEFT

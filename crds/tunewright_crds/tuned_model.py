@@ -20,6 +20,17 @@ class Kind(StrEnum):
     GGUF = "gguf"
 
 
+class Servability(StrEnum):
+    """Who can serve an artefact; nothing is told of forms for other programs."""
+
+    UNTOLD = ""
+    WHOLE = "whole"
+    VLLM_LORA = "vllm-lora"
+    MERGE = "merge"
+    CONVERT = "convert"
+    TRANSFORMERS = "transformers"
+
+
 FOR_OTHERS: Final = (Kind.ONNX, Kind.GGUF)
 """Forms for other programs, which are published beside the one that a TunedModel is of."""
 
@@ -48,6 +59,11 @@ class Form(Artifact):
     """One form of the model."""
 
     kind: Kind = Field(description="adapter, merged, full, reward, onnx or gguf.")
+    servability: Servability = Field(
+        Servability.UNTOLD,
+        description="Who can serve it: whole (any engine, as the model that it is), vllm-lora (vLLM too, as LoRA), convert (vLLM once it is published with "
+        "output.formats lora), merge (vLLM once it is merged), transformers (only PEFT itself). The built-in engine serves them all.",
+    )
 
 
 class ModelSource(Part):

@@ -60,6 +60,13 @@ FIELDS = {
     "kto's options with another objective": ("method.kto.desirableWeight", 2, "kto holds options of objective kto"),
     "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", "format unpaired is for objective kto"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
+    "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "galore holds options of optimizer galore"),
+    "a split batch for lomo": (
+        "hyperparameters",
+        {"optimizer": "lomo", "batchSize": 8, "microBatchSize": 4},
+        "takes the whole batch at once",
+    ),
+    "adapters within the backward pass": ("hyperparameters.optimizer", "lomo", "it is for tuner full"),
     "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective ppo, grpo or rloo"),
     "nothing that is rewarded": ("method.objective", "rloo", "an objective that learns from rewards needs some"),
     "more mini-batches than prompts": (

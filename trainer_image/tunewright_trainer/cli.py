@@ -12,6 +12,7 @@ from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
+from tunewright_crds.hyperparameters import Optimizer
 from tunewright_crds.method import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import launch
@@ -141,8 +142,8 @@ def evaluate(
 
 
 def _load_no_more_than(config: PodConfig) -> None:
-    """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not."""
-    if config.spec.method.tuner is not Tuner.QLORA:
+    """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not; galore-torch cannot do without it."""
+    if config.spec.method.tuner is not Tuner.QLORA and config.spec.hyperparameters.optimizer is not Optimizer.GALORE:
         do_without("bitsandbytes")
 
 

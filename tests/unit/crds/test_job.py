@@ -61,6 +61,8 @@ REFUSED = {
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "hyperparameters"),
+    "a split batch for lomo": ("hyperparameters", {"optimizer": "lomo", "batchSize": 8, "microBatchSize": 4}, "hyperparameters"),
     "options of lora with another tuner": ("method", {"tuner": "ia3", "lora": {"rank": 8}}, "method"),
     "options of a tuner that has none": ("method", {"tuner": "bitfit", "options": {"r": 8}}, "method"),
     "too many options": ("method.options", {f"o{index}": 1 for index in range(33)}, "method.options"),
@@ -120,16 +122,19 @@ def test_options_of_dpo_have_an_effect(options: dict[str, object]) -> None:
 
 
 UNFIT_VALUES = {
-    "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
-    "an adapter of which there is no whole": ("lily", {"output": {"formats": ["adapter", "gguf"]}}, "cannot be merged"),
+    "a prefix that is thrown away": ("prefix", "prompt", {"hyperparameters": {"gradientCheckpointing": True}}, "leave it out"),
+    "an optimizer for all weights": ("lora", "full", {"hyperparameters": {"optimizer": "galore"}}, "is for tuner full"),
+    "an adapter that cannot be converted": ("dora", "loha", {"output": {"formats": ["lora"]}}, "or cannot be converted"),
+    "an adapter that cannot be merged": ("lily", "lora", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+    "an adapter of which there is no whole": ("lily", "lora", {"output": {"formats": ["adapter", "gguf"]}}, "cannot be merged"),
 }
 
 
-@pytest.mark.parametrize(("tuner", "parts", "said"), UNFIT_VALUES.values(), ids=UNFIT_VALUES)
-def test_tuners_and_fields_that_do_not_go_together_are_refused(tuner: str, parts: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("tuner", "other", "parts", "said"), UNFIT_VALUES.values(), ids=UNFIT_VALUES)
+def test_tuners_and_fields_that_do_not_go_together_are_refused(tuner: str, other: str, parts: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         read_spec({**SMALLEST, "method": {"tuner": tuner}, **parts})
-    read_spec({**SMALLEST, **parts})
+    read_spec({**SMALLEST, "method": {"tuner": other}, **parts})
 
 
 def test_a_reward_model_is_not_served() -> None:

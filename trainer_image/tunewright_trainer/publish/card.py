@@ -64,6 +64,14 @@ _WHOLE: Final = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained(".")"""
+_SERVED: Final = {
+    "": "the programs that it is for",
+    "whole": "any engine, as the model that it is",
+    "vllm-lora": "vLLM as LoRA, Tunewright's own engine, PEFT",
+    "convert": "Tunewright's own engine, PEFT; vLLM once it is converted to LoRA (`output.formats: [lora]`) or merged",
+    "merge": "Tunewright's own engine, PEFT; vLLM once it is merged (`output.formats: [merged]`)",
+    "transformers": "Tunewright's own engine, PEFT; it can be neither merged nor converted to LoRA",
+}
 _LIBRARIES: Final = {"adapter": "peft", "onnx": "onnx", "gguf": "gguf"}
 
 
@@ -95,6 +103,7 @@ tags: [tunewright, instruction-tuning]
 - Job: `{job["namespace"]}/{job["name"]}` (`{job["uid"]}`), step {source["step"]}
 - Objective: {_OBJECTIVES[source["objective"]]}
 - Data: {", ".join(of_data)}; as prepared: `{source["dataset"]}`; licences: {", ".join(licenses)}
+- Served by: {_SERVED[source["servability"]]}
 - Libraries: {", ".join(f"{name} {number}" for name, number in source["libraries"].items())}
 
 | metric | last value |

@@ -18,11 +18,12 @@ from tunewright_crds.method import WHOLE, Objective, Tuner
 from tunewright_crds.pod import PodConfig, Published
 from tunewright_crds.status import PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
-from tunewright_crds.tuned_model import FOR_OTHERS, Kind
+from tunewright_crds.tuned_model import FOR_OTHERS, Kind, Servability
 from tunewright_trainer.exports import to_gguf, to_onnx
 from tunewright_trainer.prepare.template import chat_template
 from tunewright_trainer.publish import files, verify
 from tunewright_trainer.publish.card import model_card
+from tunewright_trainer.publish.servability import verdict
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.model import Tuned
@@ -84,6 +85,9 @@ def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[
     cannot be made is told (the first of them raised) once all others are published.
     """
     published = []
+    if OutputForm.LORA in result.config.spec.output.formats:
+        before_each()
+        published.append(_publish_one(result, Kind.ADAPTER, store, work / OutputForm.LORA.value, converted=True))
     failed: list[Refusal] = []
     for kind in kinds(result.config):
         before_each()
@@ -114,7 +118,7 @@ def kinds(config: PodConfig) -> list[Kind]:
     return [kind for kind, wanted in ((Kind.ADAPTER, adapter), (Kind.MERGED, merged)) if wanted] + others
 
 
-def lineage(result: Result, kind: Kind) -> dict[str, Any]:
+def lineage(result: Result, kind: Kind, *, converted: bool = False) -> dict[str, Any]:
     """Where an artefact comes from, as its manifest tells."""
     config = result.config
     return {
@@ -127,28 +131,32 @@ def lineage(result: Result, kind: Kind) -> dict[str, Any]:
         "step": result.step,
         "dataset": result.dataset_digest,
         "licenses": result.licenses,
+        **({"converted": config.spec.method.tuner.value} if converted else {}),
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
 
 
-def _publish_one(result: Result, kind: Kind, store: Store, folder: Path) -> Published:
-    key = model_key(result.config.job.namespace, result.config.model_name, result.config.version, kind.value)
-    source = lineage(result, kind)
-    digest = _digest_if_done(store, key, source)
-    if digest is None:
+def _publish_one(result: Result, kind: Kind, store: Store, folder: Path, *, converted: bool = False) -> Published:
+    key = model_key(result.config.job.namespace, result.config.model_name, result.config.version, folder.name)
+    source = lineage(result, kind, converted=converted)
+    done = _done(store, key, source)
+    if done is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write(result, kind, source, folder)
-        digest = publish_folder(store, folder, key, manifest=source | {"metrics": result.metrics})
+        servable = write(result, kind, source, folder, converted=converted)
+        done = (
+            publish_folder(store, folder, key, manifest=source | {"servability": servable.value, "metrics": result.metrics}),
+            servable.value,
+        )
         shutil.rmtree(folder, ignore_errors=True)
-        log.info("published %s %s", kind.value, store.uri(key))
-    form = PublishedForm(kind=kind.value, uri=store.uri(key), digest=digest)
-    return Published(**form.model_dump(), base=source["base"], forms=[form])
+        log.info("published %s %s, servable as %s", kind.value, store.uri(key), servable)
+    form = PublishedForm(kind=kind.value, uri=store.uri(key), digest=done[0], servability=done[1])
+    return Published(kind=form.kind, uri=form.uri, digest=form.digest, base=source["base"], forms=[form])
 
 
-def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> None:
-    """Write one artefact into ``folder``, and check it."""
-    difference, tolerance = _WRITERS[kind](result, folder)
+def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path, *, converted: bool = False) -> Servability:
+    """Write one artefact into ``folder``, and check it; returns who can serve it."""
+    difference, tolerance = _write_converted(result, folder) if converted else _WRITERS[kind](result, folder)
     if difference > tolerance:
         raise Refusal(
             FailureCode.INTERNAL, f"the {kind.value}, loaded again, differs from the trained model by {difference:.2g} of its logits"
@@ -157,7 +165,17 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
         files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
     if result.config.spec.method.objective is Objective.REWARD:
         files.pad_with(folder, padding_of(result.base_folder)[1])
-    (folder / "README.md").write_text(model_card(source, result.metrics, result.config.spec), encoding="utf-8")
+    servable = _servability(kind, folder)
+    (folder / "README.md").write_text(
+        model_card(source | {"servability": servable.value}, result.metrics, result.config.spec), encoding="utf-8"
+    )
+    return servable
+
+
+def _servability(kind: Kind, folder: Path) -> Servability:
+    if kind is Kind.ADAPTER:
+        return verdict(files.adapter_config(folder))
+    return Servability.UNTOLD if kind in FOR_OTHERS else Servability.WHOLE
 
 
 # Each writes its form, and returns how far what is loaded from it is from the trained model, and how far it may be.
@@ -168,6 +186,13 @@ def _write_adapter(result: Result, folder: Path) -> tuple[float, float]:
     files.write_adapter(result.tuned, folder, base_uri=result.config.spec.model.uri)
     found = verify.adapter_logits(result.tuned, folder, result.asked)
     return verify.difference(expected, found), verify.SAME if result.tuned.compute is torch.float32 else verify.ROUNDED
+
+
+def _write_converted(result: Result, folder: Path) -> tuple[float, float]:
+    expected = result.asked.logits(result.tuned.network)
+    files.write_converted(result.tuned, folder, base_uri=result.config.spec.model.uri)
+    found = verify.converted_logits(result.base_folder, folder, result.asked, device=result.tuned.device)
+    return verify.difference(expected, found), verify.CONVERTED if result.tuned.compute is torch.float32 else verify.ROUNDED
 
 
 def _write_whole(result: Result, folder: Path) -> tuple[float, float]:
@@ -204,8 +229,9 @@ _WRITERS: Final[dict[Kind, Callable[[Result, Path], tuple[float, float]]]] = {
 }
 
 
-def _digest_if_done(store: Store, key: str, source: dict[str, Any]) -> str | None:
+def _done(store: Store, key: str, source: dict[str, Any]) -> tuple[str, str] | None:
+    """Hash and servability of a complete artefact of this lineage."""
     manifest = read_manifest(store, key)
     if manifest is None or any(manifest.get(name) != value for name, value in source.items()):
         return None
-    return hashlib.sha256(store.get_bytes(f"{key}/{MANIFEST}")).hexdigest()
+    return hashlib.sha256(store.get_bytes(f"{key}/{MANIFEST}")).hexdigest(), str(manifest.get("servability", ""))

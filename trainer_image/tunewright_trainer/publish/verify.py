@@ -14,6 +14,7 @@ from tunewright_trainer.train.reward_model import judged
 
 # Greatest difference of a logit, as a share of the greatest logit.
 SAME: Final = 1e-4  # the same arithmetic in another order
+CONVERTED: Final = 1e-2  # what was left out as too small to matter
 ROUNDED: Final = 5e-2  # weights rounded to the base's own half precision
 OTHER_PROGRAM: Final = 5e-3  # another program's arithmetic, with tables for some functions
 PROBE_TOKENS: Final = 256
@@ -50,6 +51,15 @@ def adapter_logits(tuned: Tuned, folder: Path, probe: Probe) -> torch.Tensor:
     finally:
         tuned.peft.set_adapter("default")
         tuned.peft.delete_adapter(_AGAIN)
+
+
+def converted_logits(base_folder: Path, folder: Path, probe: Probe, *, device: torch.device) -> torch.Tensor:
+    """What an adapter of another kind than the trained one gives over a base of its own."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    return probe.logits(PeftModel.from_pretrained(base.to(device), folder).base_model.model)
 
 
 def model_logits(folder: Path, probe: Probe, *, like: Any) -> torch.Tensor:

@@ -166,19 +166,6 @@ def copied(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: dict[str, torch.nn.Parameter]) -> Tensors:
-    """The optimizer's state as ``<weight>:<name>``."""
-    return {f"{name}:{part}": value for name, weight in weights.items() for part, value in optimizer.state.get(weight, {}).items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, weights: dict[str, torch.nn.Parameter], saved: Tensors) -> None:
-    """Put saved state back, each tensor where the optimizer keeps it."""
-    for name, value in saved.items():
-        weight_name, _, part = name.rpartition(":")
-        weight = weights[weight_name]
-        optimizer.state[weight][part] = value.clone() if value.dim() == 0 and weight.device.type == "cpu" else value.to(weight.device)
-
-
 def _write(folder: Path, snapshot: Snapshot) -> None:
     from safetensors.torch import save_file
 

@@ -35,14 +35,8 @@ class Sft:
 
 
 def forward(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:
-    """Logits [targets, vocabulary] where something is learned, and nowhere else: on long prompts the output head is most of the work."""
-    with tuned.autocast():
-        if tuned.keeps_logits:
-            answer = tuned.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=batch.keep)
-            logits: torch.Tensor = answer.logits[0]
-        else:
-            logits = tuned.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[0, batch.keep]
-    return logits.float()
+    """`Tuned.logits`."""
+    return tuned.logits(batch)
 
 
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:

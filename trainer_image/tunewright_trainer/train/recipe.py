@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.hyperparameters import Optimizer
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import ALONE, Objective, Tuner
 from tunewright_crds.pod import Outcome, PodConfig
@@ -29,15 +30,13 @@ from tunewright_trainer import publish
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
-from tunewright_trainer.train import metrics, schedule, sharding
+from tunewright_trainer.train import metrics, optimizers, schedule, sharding
 from tunewright_trainer.train.checkpoints import (
     Checkpoints,
     Counters,
     Snapshot,
     Tensors,
     copied,
-    optimizer_tensors,
-    restore_optimizer,
 )
 from tunewright_trainer.train.dpo_losses import couples
 from tunewright_trainer.train.model import load
@@ -48,8 +47,7 @@ from tunewright_trainer.train.world import World
 
 log = logging.getLogger(__name__)
 
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
+_SHARDED: Final = (Optimizer.ADAMW, Optimizer.SGD)  # they treat each element of a weight by itself
 
 
 def train(
@@ -133,6 +131,7 @@ class Run:
         self.validation = rows_of.Rows(data / "validation")
         _check_rows(self.spec, len(self.rows), len(self.validation))
         _check_together(self.spec, world)
+        optimizers.check_passes(self.wanted, halvings=halvings)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
@@ -142,7 +141,7 @@ class Run:
             sharding.shard(self.tuned.network, world, whole=self.spec.method.tuner is Tuner.FULL)
         self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
         self.weights = self.tuned.trainable
-        self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
+        self.updates = optimizers.updates(self.tuned, self.wanted)
         self.counters = Counters()
         self.best: Tensors | None = None
         self.resumed_from = 0
@@ -168,11 +167,14 @@ class Run:
         snapshot = self.checkpoints.newest() if self.world.leads else None
         if not self.world.any(snapshot is not None):
             log.info("training %d steps of %d rows", self.plan.max_steps, self.plan.batch_size)
+            if self.wanted.learning_rate == "auto":
+                log.info("learningRate auto: %g, %s", *schedule.automatic_rate(self.spec))
             return
         self.counters = self.world.of_leader(snapshot.counters if snapshot else Counters())
         self.best = snapshot.best if snapshot else None
         self.tuned.load_weights(sharding.spread(snapshot.weights if snapshot else {}, self.weights, self.world))
-        restore_optimizer(self.optimizer, self.weights, sharding.spread(snapshot.optimizer if snapshot else {}, self.weights, self.world))
+        saved = sharding.spread(snapshot.optimizer if snapshot else {}, self.weights, self.world)
+        optimizers.restore(self.updates.optimizer, self.weights, saved)
         self.resumed_from = self.counters.step
         log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
 
@@ -181,11 +183,9 @@ class Run:
         step = self.counters.step + 1
         batch: Sequence[rows_of.Row] = [self.rows[self.order[position]] for position in self.plan.positions(step)]
         rate = self.plan.learning_rate(step)
-        # Dropout draws from the seed and the step alone.
-        torch.manual_seed(self.world.seed((self.wanted.seed << 32) + step))
         self.tuned.network.train()
-        for group_of_weights in self.optimizer.param_groups:
-            group_of_weights["lr"] = rate
+        # Dropout draws from the seed and the step alone, and in each process other numbers.
+        torch.manual_seed(self.world.seed((self.wanted.seed << 32) + step))
         if self.reinforced:
             batch, measured = self.reinforced.learn(batch, step=step, state=self.counters.state, update=self._update)
         else:
@@ -194,25 +194,32 @@ class Run:
 
     def _update(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> dict[str, float]:
         """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
-        measured: dict[str, float] = {}
-        for group, share in self._shares(batch, loss):
-            found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
-            measured = metrics.added(measured, found)
-        measured = reduce(metrics.added, self.world.of_each(measured))
-        sharding.add_up(self.weights.values(), self.world)
-        norm = float(sharding.gathered(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm)))
-        _check_finite(self.counters.step + 1, loss=measured["loss"], norm=norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return measured | {"grad_norm": norm}
+        shares = self._shares(batch, loss)
+
+        def backward() -> dict[str, float]:
+            measured: dict[str, float] = {}
+            for group, share in shares:
+                found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
+                measured = metrics.added(measured, found)
+            sharding.add_up(self.weights.values(), self.world)
+            return reduce(metrics.added, self.world.of_each(measured))
+
+        return self.updates.take(
+            backward, partial(_check_finite, self.counters.step + 1), rate=self.plan.learning_rate(self.counters.step + 1)
+        )
+
+    def _groups(self, batch: Sequence[rows_of.Row]) -> list[Sequence[rows_of.Row]]:
+        """What goes through the model at once."""
+        if self.wanted.optimizer.within_backward:
+            return [batch]
+        return list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings + self.counters.planned_halvings))
 
     def _shares(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> list[tuple[Sequence[rows_of.Row], Any]]:
         """The groups of rows that this process computes, each with what it is the share of.
 
         With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats another, as no share.
         """
-        size, halvings = self.wanted.micro_batch_size, self.halvings + self.counters.planned_halvings
-        groups = [list(rows_of.grouped(rows, size, halvings=halvings)) for rows in self.world.shares(batch)]
+        groups = [self._groups(rows) for rows in self.world.shares(batch)]
         shares = iter(shares_of(loss, self.tuned, [group for own in groups for group in own]))
         parts = [[(group, next(shares)) for group in own] for own in groups]
         own = parts[self.world.rank]
@@ -242,7 +249,7 @@ class Run:
         measured = self.reinforced.evaluate(self.validation) if self.reinforced else self.objective.evaluate(self.tuned, self.validation)
         measured = self.world.of_leader(measured)
         value = measured["eval_loss"]
-        _check_finite(self.counters.step, loss=value, norm=0.0)
+        _check_finite(self.counters.step, value, 0.0)
         self.counters.metrics |= measured
         self.history.add(self.counters.step, measured)
         if judge(self.counters, value, self.wanted.early_stopping) and self.wanted.early_stopping.enabled:
@@ -261,7 +268,7 @@ class Run:
         return Snapshot(
             counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics), "state": dict(self.counters.state)})),
             weights=self._whole(self.weights),
-            optimizer=self._whole(optimizer_tensors(self.optimizer, self.weights)),
+            optimizer=self._whole(optimizers.state_of(self.updates.optimizer, self.weights)),
             best=self.best,
         )
 
@@ -367,15 +374,6 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def _optimizer(weights: dict[str, torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019). Biases and norms, which are vectors, do not decay."""
-    groups = [
-        {"params": [weight for weight in weights.values() if weight.dim() >= 2], "weight_decay": decay},
-        {"params": [weight for weight in weights.values() if weight.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
-
-
 def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
     if not rows:
         raise Refusal(
@@ -391,9 +389,12 @@ def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
 
 def _check_together(spec: JobSpec, world: World) -> None:
     """Refuse what several processes cannot share yet: it needs the whole batch, or a second copy of weights that are spread."""
-    method = spec.method
+    method, optimizer = spec.method, spec.hyperparameters.optimizer
     if world.size == 1:
         return
+    if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
+        what = f"optimizer {optimizer} works on weights that are whole, in one process"
+        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")
     if method.objective in ALONE:
         raise Refusal(FailureCode.CONFIG_INVALID, f"objective {method.objective} trains in one process yet", param="spec.method.objective")
     if method.objective is Objective.DPO and couples(method.dpo):
@@ -404,7 +405,7 @@ def _check_together(spec: JobSpec, world: World) -> None:
         raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.resources.sharding")
 
 
-def _check_finite(step: int, *, loss: float, norm: float) -> None:
+def _check_finite(step: int, loss: float, norm: float) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
         raise Refusal(FailureCode.LOSS_DIVERGED, f"{what} at step {step}", param="spec.hyperparameters.learningRate")

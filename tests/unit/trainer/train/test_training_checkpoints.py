@@ -9,7 +9,8 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.storage import MANIFEST, step_name
 from tunewright_trainer.storage import LocalStore
-from tunewright_trainer.train.checkpoints import Checkpoints, Counters, Snapshot, optimizer_tensors, restore_optimizer
+from tunewright_trainer.train import optimizers
+from tunewright_trainer.train.checkpoints import Checkpoints, Counters, Snapshot
 
 KEY = "team-a/jobs/u/checkpoints"
 
@@ -136,10 +137,10 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened() -> None:
     straight, paused = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
     first = torch.optim.AdamW([straight], lr=0.1, fused=True)
     trained(straight, first, 3)
-    saved = {name: value.clone() for name, value in optimizer_tensors(first, {"w": straight}).items()}
+    saved = {name: value.clone() for name, value in optimizers.state_of(first, {"w": straight}).items()}
     paused.data.copy_(straight.data)
     second = torch.optim.AdamW([paused], lr=0.1, fused=True)
-    restore_optimizer(second, {"w": paused}, saved)
+    optimizers.restore(second, {"w": paused}, saved)
     trained(straight, first, 2)
     trained(paused, second, 2)
     assert torch.equal(straight, paused)
