@@ -11,9 +11,9 @@ from typing import Any
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import dataset_key
-from tunewright_trainer.storage import Store, fetch_folder, read_manifest
-from tunewright_trainer.train.base import fetch_base
-from tunewright_trainer.train.fit import check_fit
+from tunewright_trainer.storage import Store, fetch_folder, open_reward_model, read_manifest
+from tunewright_trainer.train.base import fetch_base, fetch_model
+from tunewright_trainer.train.fit import check_fit, check_judge
 from tunewright_trainer.train.lineage import commit_of
 
 
@@ -27,13 +27,16 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train import options
 
         options.checked(config.spec.method)
-    with ThreadPoolExecutor(2) as pool:
-        # Both arrive while the libraries are being imported, which takes seconds.
+    with ThreadPoolExecutor(3) as pool:
+        # They arrive while the libraries are being imported, which takes seconds.
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
         fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
+        fetching_judge = pool.submit(_fetch_judge, config, work / "judge")
         from tunewright_trainer.train.recipe import train
     model, manifest = fetching_model.result(), fetching_data.result()
     check_fit(manifest, model, config.spec.model)
+    if (judge := fetching_judge.result()) is not None:
+        check_judge(judge, model)
     return train(
         _pinned(config, commit_of(config, manifest)),
         attempt=attempt,
@@ -41,9 +44,15 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         halvings=halvings,
         data=work / "data",
         model=model,
+        judge=judge,
         work=work,
         store=store,
     )
+
+
+def _fetch_judge(config: PodConfig, folder: Path) -> Path | None:
+    """The folder of the job's reward model, if it names one."""
+    return fetch_model(open_reward_model(config), folder) if config.spec.method.reward_model else None
 
 
 def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:

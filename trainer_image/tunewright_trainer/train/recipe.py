@@ -57,11 +57,22 @@ def train(
     model: Path,
     work: Path,
     store: Store,
+    judge: Path | None = None,
 ) -> Outcome:
-    """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
+    """Train on the rows of ``data`` from the base in ``model``, with the reward model in ``judge``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
     with telling(outcome), reproducible(config.spec):
-        run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
+        run = Run(
+            config,
+            attempt=attempt,
+            dataset_digest=dataset_digest,
+            halvings=halvings,
+            data=data,
+            model=model,
+            judge=judge,
+            work=work,
+            store=store,
+        )
         try:
             run.resume()
             work_under_way.set()
@@ -86,7 +97,17 @@ class Run:
     """The state of one attempt, and what its loop does with it. Each method leaves a state that can be saved."""
 
     def __init__(
-        self, config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int, data: Path, model: Path, work: Path, store: Store
+        self,
+        config: PodConfig,
+        *,
+        attempt: int,
+        dataset_digest: str,
+        halvings: int,
+        data: Path,
+        model: Path,
+        judge: Path | None,
+        work: Path,
+        store: Store,
     ) -> None:
         self.config = config
         self.spec = config.spec
@@ -105,7 +126,7 @@ class Run:
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
-        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings, judge))
         self.weights = self.tuned.trainable
         self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
         self.counters = Counters()
