@@ -207,7 +207,8 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield from ((rule.cel, rule.said) for rule in DPO_RULES)
     reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
     yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
-    yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS
+    yield f"!({reinforced}) || self.method.rewards.size() > 0 || self.method.rewardModel != ''", NEEDS_REWARDS
+    yield f"!self.method.rewardModel.startsWith('hf://') || self.method.rewardModel.matches('{MODEL_PINNED}')", PIN_MODEL
     yield "self.method.objective != 'ppo' || self.method.ppo.miniBatches <= self.hyperparameters.batchSize", _EMPTY_MINI_BATCHES
     for (objective, tuner), why in UNFIT.items():
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part
+from tunewright_crds.fields import Part, RewardModelUri
 from tunewright_crds.hyperparameters import WITHIN_BACKWARD, Optimizer
 from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Ppo, RewardTerm, Rloo
 
@@ -360,7 +360,7 @@ def either(names: Sequence[str]) -> str:
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
+NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards or method.rewardModel"
 
 
 class Apart(NamedTuple):
@@ -476,6 +476,7 @@ OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
     "grpo": (Objective.GRPO,),
     "rloo": (Objective.RLOO,),
     "rewards": REINFORCED,
+    "reward_model": REINFORCED,
 }
 # The same for tuners.
 TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY}
@@ -485,7 +486,7 @@ NO_OPTIONS: Final = f"tuner {' and '.join(WHOLE)} have no options: leave method.
 def misplaced(field: str) -> str:
     """What is said of options of another objective than the job's."""
     names = either(OPTIONS[field])
-    return f"{field} holds options of objective {names}: set objective: {OPTIONS[field][0]}, or leave them out"
+    return f"{Method.model_fields[field].alias or field} holds options of objective {names}: set objective: {OPTIONS[field][0]}, or leave them out"
 
 
 def misplaced_of_tuner(field: str) -> str:
@@ -541,6 +542,13 @@ class Method(Part):
         default_factory=list, max_length=MAX_REWARDS, description="What answers are rewarded for, with objectives that learn from rewards."
     )
 
+    reward_model: RewardModelUri = Field(
+        "",
+        alias="rewardModel",
+        description="Folder of a reward model (sequence classification with one label, such as objective reward publishes) with the tokenizer of the model that is "
+        "tuned: s3://bucket/path/ or hf://org/name@revision, read with spec.model.credentialsSecret. What it gives an answer is added to the rewards.",
+    )
+
     @model_validator(mode="after")
     def _fit_together(self) -> "Method":
         for field, objectives in OPTIONS.items():
@@ -553,7 +561,7 @@ class Method(Part):
             raise ValueError(NO_OPTIONS)
         if unfit := UNFIT.get((self.objective, self.tuner)):
             raise ValueError(unfit)
-        if self.objective in REINFORCED and not self.rewards:
+        if self.objective in REINFORCED and not (self.rewards or self.reward_model):
             raise ValueError(NEEDS_REWARDS)
         return self
 

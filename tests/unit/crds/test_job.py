@@ -168,6 +168,8 @@ REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
     "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
     "more mini-batches than prompts": ("method", {"objective": "ppo", "ppo": {"miniBatches": 17}}, "miniBatches is above batchSize"),
+    "a reward model that may change": ("method", {"rewardModel": "hf://org/judge"}, "pin a commit"),
+    "a reward model on a volume": ("method", {"rewardModel": "pvc://claim/judge"}, "a reward model is s3"),
     "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
     "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
     "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),

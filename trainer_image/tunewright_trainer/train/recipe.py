@@ -61,9 +61,10 @@ def train(
     model: Path,
     work: Path,
     store: Store,
+    judge: Path | None = None,
     planned_halvings: int = 0,
 ) -> Outcome:
-    """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
+    """Train on the rows of ``data`` from the base in ``model``, with the reward model in ``judge``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
     with telling(outcome), reproducible(config.spec):
         run = Run(
@@ -74,6 +75,7 @@ def train(
             halvings=halvings,
             data=data,
             model=model,
+            judge=judge,
             work=work,
             store=store,
         )
@@ -113,6 +115,7 @@ class Run:
         halvings: int,
         data: Path,
         model: Path,
+        judge: Path | None,
         work: Path,
         store: Store,
     ) -> None:
@@ -139,7 +142,7 @@ class Run:
         self.sharded = world.size > 1 and self.spec.shards_model
         if self.sharded:
             sharding.shard(self.tuned.network, world, whole=self.spec.method.tuner is Tuner.FULL)
-        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings, judge))
         self.weights = self.tuned.trainable
         self.updates = optimizers.updates(self.tuned, self.wanted)
         self.counters = Counters()
