@@ -105,13 +105,15 @@ def claim_of(uri: str) -> str:
 
 
 def _of_judge(uri: str, info: ValidationInfo) -> str:
-    if uri.startswith(("pvc://", TUNED_MODEL)):
-        raise ValueError("a reward model is s3://bucket/path/ or hf://org/name@revision")
+    if uri.startswith("pvc://"):
+        raise ValueError("a reward model is s3://bucket/path/, hf://org/name@revision or model://<TunedModel>")
     return _of_model(uri, info) if uri else uri
 
 
 RewardModelUri = Annotated[
-    str, AfterValidator(_of_judge), WithJsonSchema({"type": "string", "maxLength": MAX_URI, "pattern": f"^$|^({S3}|{HUB_MODEL})$"})
+    str,
+    AfterValidator(_of_judge),
+    WithJsonSchema({"type": "string", "maxLength": MAX_URI, "pattern": f"^$|^({S3}|{HUB_MODEL})$|{TUNED_MODEL_NAMED}"}),
 ]
 ModelUri = Annotated[str, AfterValidator(_of_model), _address(rf"{HUB_MODEL}|{TUNED_MODEL}[^\x00-\x1f]*")]
 DataUri = Annotated[str, AfterValidator(_of_data), _address(HUB_DATA)]

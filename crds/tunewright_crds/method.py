@@ -546,7 +546,8 @@ class Method(Part):
         "",
         alias="rewardModel",
         description="Folder of a reward model (sequence classification with one label, such as objective reward publishes) with the tokenizer of the model that is "
-        "tuned: s3://bucket/path/ or hf://org/name@revision, read with spec.model.credentialsSecret. What it gives an answer is added to the rewards.",
+        "tuned: s3://bucket/path/ or hf://org/name@revision, read with spec.model.credentialsSecret, or model://<TunedModel>[@version] of this namespace, which the job "
+        "waits for. What it gives an answer is added to the rewards.",
     )
 
     @model_validator(mode="after")

@@ -169,6 +169,7 @@ REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
     "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
     "more mini-batches than prompts": ("method", {"objective": "ppo", "ppo": {"miniBatches": 17}}, "miniBatches is above batchSize"),
     "a reward model that may change": ("method", {"rewardModel": "hf://org/judge"}, "pin a commit"),
+    "a reward model of an odd name": ("method", {"rewardModel": "model://Judge"}, "model://"),
     "a reward model on a volume": ("method", {"rewardModel": "pvc://claim/judge"}, "a reward model is s3"),
     "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
     "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),

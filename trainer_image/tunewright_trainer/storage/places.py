@@ -134,11 +134,12 @@ def open_model(config: PodConfig, *, commit: str = "") -> Place:
 
 
 def open_reward_model(config: PodConfig) -> Place:
-    """The folder of the job's reward model, read with the keys of its base model."""
+    """The folder of the job's reward model, read with the keys of its base model; what the platform itself published with the platform's."""
+    uri = config.spec.method.reward_model
     return _open(
         config,
-        config.spec.method.reward_model,
-        secret=config.spec.model.credentials_secret,
+        uri,
+        secret="" if uri.startswith(f"s3://{config.storage.bucket}/") else config.spec.model.credentials_secret,
         folder=names.MODEL_CREDENTIALS,
         missing=FailureCode.MODEL_NOT_FOUND,
         param="spec.method.rewardModel",
