@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.models import decided_model
 from tests.support.s3 import REGION, S3Server
 from tests.support.trainer_runs import Attempts, Nursery
-from tests.support.training import DIGEST, NAMESPACE, UID, a_job, documents, packed, publish_data
+from tests.support.training import DIGEST, NAMESPACE, UID, Row, a_job, documents, packed, pairs, publish_data
 from tunewright_crds.errors import ExitCode
 from tunewright_crds.pod import Outcome, PodConfig, StorageSettings
 from tunewright_crds.storage import MANIFEST, checkpoints_key, step_name
@@ -43,58 +45,89 @@ def attempts(nursery: Nursery, tmp_path: Path) -> Attempts:
     return Attempts(nursery, tmp_path)
 
 
-def job() -> PodConfig:
-    """Twelve steps with dropout, evaluations, early stopping and a checkpoint every second step."""
-    return a_job(
-        hyperparameters={
-            "batchSize": 4,
-            "epochs": 4,
-            "learningRate": 0.01,
-            "earlyStopping": {"enabled": True, "patience": 5},
-            "evaluationsPerEpoch": 1.5,
-        },
-        checkpointing={"everySteps": 2},
-    )
+COURSE: dict[str, Any] = {
+    "hyperparameters": {
+        "batchSize": 4,
+        "epochs": 4,
+        "learningRate": 0.01,
+        "earlyStopping": {"enabled": True, "patience": 5},
+        "evaluationsPerEpoch": 1.5,
+    },
+    "checkpointing": {"everySteps": 2},
+}
+REWARDED = {
+    "objective": "ppo",
+    "ppo": {"maxNewTokens": 5, "epochs": 2, "miniBatches": 2},
+    "rewards": [{"type": "regex", "pattern": "[aeiou]"}],
+}
+# Twelve steps each with dropout, evaluations, early stopping and a checkpoint every second step; answers that are drawn, with ppo.
+METHODS: dict[str, dict[str, Any]] = {
+    "sft, an adapter": {},
+    "sft, every weight": {"tuner": "full"},
+    "dpo": {"objective": "dpo"},
+    "ppo": REWARDED,
+}
+KILLS_EACH = 13
 
 
-def fresh_store(work: Path) -> None:
+def job(method: dict[str, Any] | None = None) -> PodConfig:
+    return a_job(decided_model(), method=method or {}, **COURSE)
+
+
+def fresh_store(work: Path, objective: str = "sft") -> None:
     shutil.rmtree(work / "store", ignore_errors=True)
-    publish_data(LocalStore(work / "store"), work, train=packed(documents(24), 2), validation=packed(documents(6, seed=9), 2))
+    rows = {"dpo": pairs, "ppo": alone}.get(objective, packed_in_twos)
+    publish_data(LocalStore(work / "store"), work, train=rows(12), validation=rows(3, seed=9))
 
 
-def adapter(attempts: Attempts) -> str:
+def packed_in_twos(count: int, *, seed: int = 0) -> list[Row]:
+    return packed(documents(2 * count, seed=seed), 2)
+
+
+def alone(count: int, *, seed: int = 0) -> list[Row]:
+    return packed(documents(count, seed=seed, longest=16), 1)
+
+
+def published(attempts: Attempts) -> str:
     """Hash of the published weights, checked against the manifest's."""
     artifact = attempts.outcome().artifact
     assert artifact is not None
     folder = Path(artifact.uri)
     assert hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() == artifact.digest
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    (weights,) = folder.glob("*.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
-def test_a_killed_run_ends_with_the_very_same_weights(attempts: Attempts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_killed_run_ends_with_the_very_same_weights(attempts: Attempts, tmp_path: Path, method: dict[str, Any]) -> None:
+    """Killed at a write of its own choosing (in a checkpoint, before its manifest, in the metrics, in the artefact), or asked to stop at any step; again and again."""
     seed = random.SystemRandom().randrange(2**32)
     print("seed of the kills:", seed)
-    chance = random.Random(seed)
+    chance, config = random.Random(seed), job(method)
+    objective = config.spec.method.objective.value
+    fresh_store(tmp_path, objective)
+    assert attempts.run(config, attempt=1, digest=DIGEST) == ExitCode.DONE
+    expected, ends = published(attempts), []
+    while len(ends) - ends.count(ExitCode.DONE) < KILLS_EACH:
+        fresh_store(tmp_path, objective)
+        for attempt in range(1, MOST_ATTEMPTS):
+            harm = chance.choice([{"kill_at_write": chance.randrange(2, 16)}, {"terminate_at_step": chance.randrange(1, 13)}])
+            ends.append(attempts.run(config, attempt=attempt, digest=DIGEST, **harm))
+            assert ends[-1] in (SIGKILLED, ExitCode.STOPPED, ExitCode.DONE)
+            if ends[-1] == ExitCode.DONE:
+                break
+        assert ends[-1] == ExitCode.DONE
+        assert published(attempts) == expected
+    print("exit codes:", ends)
+
+
+def test_a_run_that_is_asked_to_stop_loses_no_step(attempts: Attempts, tmp_path: Path) -> None:
     fresh_store(tmp_path)
     assert attempts.run(job(), attempt=1, digest=DIGEST) == ExitCode.DONE
-    expected = adapter(attempts)
-
-    # Killed at a write of its own choosing each time: in a checkpoint, before its manifest, in the metrics, in the artefact.
-    fresh_store(tmp_path)
-    codes = []
-    for attempt in range(1, MOST_ATTEMPTS):
-        codes.append(attempts.run(job(), attempt=attempt, digest=DIGEST, kill_at_write=chance.randrange(4, 16)))
-        assert codes[-1] in (SIGKILLED, ExitCode.DONE)
-        if codes[-1] == ExitCode.DONE:
-            break
-    print("exit codes:", codes)
-    assert codes[-1] == ExitCode.DONE
-    assert adapter(attempts) == expected
-
-    # Asked to stop at steps of its own choosing, so that it loses nothing; then killed while it publishes.
+    expected = published(attempts)
     fresh_store(tmp_path)
     reached = 0
-    for attempt, step in enumerate(sorted(chance.sample(range(1, 12), 3)), start=1):
+    for attempt, step in enumerate((3, 4, 9), start=1):
         code = attempts.run(job(), attempt=attempt, digest=DIGEST, terminate_at_step=step)
         told = attempts.outcome()
         assert code == ExitCode.STOPPED
@@ -104,7 +137,7 @@ def test_a_killed_run_ends_with_the_very_same_weights(attempts: Attempts, tmp_pa
         reached = step
     assert attempts.run(job(), attempt=4, digest=DIGEST) == ExitCode.DONE
     assert attempts.outcome().resumed_from_step == reached
-    assert adapter(attempts) == expected
+    assert published(attempts) == expected
 
 
 def test_a_run_told_to_stop_while_it_starts_stops_at_once(tmp_path: Path) -> None:
@@ -139,7 +172,7 @@ def test_every_kind_of_write_is_a_safe_place_to_die(attempts: Attempts, tmp_path
     small = a_job(hyperparameters={"batchSize": 4, "maxSteps": 3, "learningRate": 0.01}, checkpointing={"everySteps": 1})
     fresh_store(tmp_path)
     assert attempts.run(small, attempt=1, digest=DIGEST) == ExitCode.DONE
-    expected = adapter(attempts)
+    expected = published(attempts)
     kills = 0
     for write in range(1, 60, 3):
         fresh_store(tmp_path)
@@ -148,7 +181,7 @@ def test_every_kind_of_write_is_a_safe_place_to_die(attempts: Attempts, tmp_path
         kills += 1
         assert not list((tmp_path / "store").glob("team-a/models/*/*/*/manifest.json")), f"published before dying at write {write}"
         assert attempts.run(small, attempt=2, digest=DIGEST) == ExitCode.DONE, f"after dying at write {write}"
-        assert adapter(attempts) == expected, f"after dying at write {write}"
+        assert published(attempts) == expected, f"after dying at write {write}"
     assert 5 < kills < 20
 
 

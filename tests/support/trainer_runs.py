@@ -110,6 +110,7 @@ class Attempts:
 
 def _nursery() -> None:
     import peft  # noqa: F401
+    import transformers.generation
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import tunewright_trainer.train.recipe  # noqa: F401

@@ -226,9 +226,10 @@ class Run:
         shares = iter(shares_of(loss, self.tuned, [group for own in groups for group in own]))
         parts = [[(group, next(shares)) for group in own] for own in groups]
         own = parts[self.world.rank]
-        absent = max(map(len, parts)) - len(own) if self.sharded else 0
-        group, share = max(parts, key=len)[0]
-        return own + [(group, none_of(share))] * absent
+        if self.sharded and (absent := max(map(len, parts)) - len(own)):
+            group, share = max(parts, key=len)[0]
+            own += [(group, none_of(share))] * absent
+        return own
 
     def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
