@@ -13,7 +13,7 @@ from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import MODEL_PINNED, PIN_MODEL, AutoCount, ModelUri, Part, Rules, SecretName, claim_of, untouched
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, either, misplaced
+from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, Objective, either, misplaced
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -23,6 +23,7 @@ MAX_CLAIMS: Final = 8  # volumes that a pod mounts
 class Architecture(StrEnum):
     AUTO = "auto"
     CAUSAL = "causal"
+    SEQ2SEQ = "seq2seq"
 
 
 class OutputForm(StrEnum):
@@ -41,7 +42,10 @@ class Model(
     uri: ModelUri = Field(
         description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path."
     )
-    architecture: Architecture = Field(Architecture.AUTO, description="Kind of model; `auto` reads it from config.json.")
+    architecture: Architecture = Field(
+        Architecture.AUTO,
+        description="Kind of model: causal (decoder only, as Llama), or seq2seq (an encoder reads the prompt and a decoder answers, as T5 and BART; objective sft only). `auto` reads it from config.json.",
+    )
     chat_template: str = Field(
         "",
         alias="chatTemplate",
@@ -114,6 +118,8 @@ _REF_HAS_CONVERSATIONS: Final = (
 )
 _ANSWERS_ONLY: Final = "with objective dpo only answers are compared: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+_SEQ2SEQ_SFT: Final = "an encoder-decoder (seq2seq) is tuned by objective sft only"
+_SEQ2SEQ_ANSWERS: Final = "an encoder-decoder (seq2seq) learns answers only: trainOn is response or last-response"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
@@ -155,6 +161,8 @@ class JobSpec(
         ("self.method.objective != 'dpo' || self.method.tuner != 'full'", NEEDS_ADAPTER),
         ("self.method.objective != 'dpo' || self.dataset.trainOn != 'all'", _ANSWERS_ONLY),
         ("self.method.objective != 'dpo' || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING),
+        ("self.model.architecture != 'seq2seq' || self.method.objective == 'sft'", _SEQ2SEQ_SFT),
+        ("self.model.architecture != 'seq2seq' || self.dataset.trainOn != 'all'", _SEQ2SEQ_ANSWERS),
     ),
 ):
     """What is wanted."""
@@ -204,6 +212,12 @@ class JobSpec(
         return self
 
     @model_validator(mode="after")
+    def _fits_the_architecture(self) -> "JobSpec":
+        if self.model.architecture is Architecture.SEQ2SEQ and (found := seq2seq_mistake(self)):
+            raise ValueError(found[1])
+        return self
+
+    @model_validator(mode="after")
     def _early_stopping_has_validation(self) -> "JobSpec":
         if self.hyperparameters.early_stopping.enabled and not (self.dataset.ref or self.dataset.has_validation):
             raise ValueError("earlyStopping needs validation rows: set validationFraction, or a source with split: validation")
@@ -216,6 +230,15 @@ class JobSpec(
                 f"sources and model lie on {len(claims)} volumes ({', '.join(sorted(claims))}); a pod mounts at most {MAX_CLAIMS}"
             )
         return self
+
+
+def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
+    """The field that an encoder-decoder cannot follow, and why; None where there is none. Whether the model is one, `auto` leaves to its config.json."""
+    if spec.method.objective is not Objective.SFT:
+        return "spec.method.objective", _SEQ2SEQ_SFT
+    if spec.dataset.train_on is TrainOn.ALL:
+        return "spec.dataset.trainOn", _SEQ2SEQ_ANSWERS
+    return None
 
 
 class InstructionTuningJob(

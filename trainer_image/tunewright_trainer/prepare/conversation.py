@@ -40,6 +40,14 @@ class Conversation:
         sides = (self.messages, (*self.messages[: self.shared], *self.rejected))
         return tuple(Conversation(messages, self.tools, self.read_only, group=self.group) for messages in sides)
 
+    def exchanges(self, *, last: bool) -> "tuple[Conversation, ...]":
+        """Each answer that is learned with all that comes before it, of which nothing is learned; or the last one only."""
+        found = []
+        for at in self.answers[-1:] if last else self.answers:
+            before = frozenset(number for number in range(at) if self.messages[number]["role"] == "assistant")
+            found.append(Conversation(self.messages[: at + 1], self.tools, before, group=self.group))
+        return tuple(found) or (self,)
+
     @property
     def answers(self) -> list[int]:
         """Numbers of the assistant's messages that are to be learned."""

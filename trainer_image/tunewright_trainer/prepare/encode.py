@@ -1,7 +1,7 @@
 """From conversations to token ids and labels: a label where a token is learned, `IGNORED` elsewhere. A pair of preferences is one example of two documents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -41,11 +41,14 @@ class Encoded:
     truncated: int
     signatures: Signatures | None = None
     """[examples, PERMUTATIONS], where near duplicates are looked for."""
+    sources: Longs = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """[examples], in tokens: of what an encoder-decoder learns, the source, which comes before its target; empty for other models."""
 
     @property
     def longest(self) -> Longs:
-        """[examples], in tokens: the longest document of each."""
-        return np.maximum(self.chosen, self.lengths - self.chosen) if len(self.chosen) else self.lengths
+        """[examples], in tokens: the longest part of each that the model reads by itself."""
+        first = self.chosen if len(self.chosen) else self.sources
+        return np.maximum(first, self.lengths - first) if len(first) else self.lengths
 
     def example(self, number: int) -> tuple[Ints, Ints]:
         """Ids and labels of an example, by its number among those that are kept."""

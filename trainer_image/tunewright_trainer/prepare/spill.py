@@ -94,12 +94,16 @@ class Written:
 
 
 class SplitWriter:
-    """Writes a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples. Pairs are a row each."""
+    """Writes a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples.
 
-    def __init__(self, folder: Path, options: Dataset, *, pairs: bool) -> None:
+    Pairs are a row each, and so are sources with their targets (`seq2seq`).
+    """
+
+    def __init__(self, folder: Path, options: Dataset, *, pairs: bool, seq2seq: bool = False) -> None:
         self.written = Written()
         self._pairs = pairs
-        self._packing = options.packing and not pairs
+        self._seq2seq = seq2seq
+        self._packing = options.packing and not pairs and not seq2seq
         self._capacity = options.max_length
         self._files = _Files(folder, _PACKED if self._packing or pairs else _WRITTEN)
         self._waiting: list[Examples] = []
@@ -126,7 +130,11 @@ class SplitWriter:
         window = Examples.joined(self._waiting)
         lengths = window.lengths
         bins = best_fit_decreasing(lengths.tolist(), self._capacity) if self._packing else None
-        self._files.write(_packed(window, bins) if bins is not None else _paired(window) if self._pairs else _plain(window))
+        if bins is not None:
+            table = _packed(window, bins)
+        else:
+            table = _paired(window) if self._pairs else _sourced(window) if self._seq2seq else _plain(window)
+        self._files.write(table)
         self.written.examples += len(lengths)
         self.written.rows += len(lengths) if bins is None else len(bins)
         self.written.tokens += len(window.ids)
@@ -144,6 +152,14 @@ def _paired(window: Examples) -> Any:
     both = np.stack([window.chosen, window.lengths - window.chosen], axis=1).astype(np.int32)
     twice = np.full(len(both), 2, dtype=np.int64)
     return pa.table([*_lists(window.lengths, window.ids, window.labels), *_lists(twice, both.ravel())], schema=_PACKED)
+
+
+def _sourced(window: Examples) -> Any:
+    """A row for each example of an encoder-decoder, with columns input_ids [tokens of the source] and labels [tokens of the target]."""
+    learned = window.labels != IGNORED
+    targets = np.add.reduceat(learned, np.concatenate([[0], np.cumsum(window.lengths)[:-1]]), dtype=np.int64)
+    sources, answers = _lists(window.lengths - targets, window.ids[~learned]), _lists(targets, window.labels[learned])
+    return pa.table([*sources, *answers], schema=_WRITTEN)
 
 
 def _packed(window: Examples, bins: Sequence[Sequence[int]]) -> Any:

@@ -9,9 +9,11 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds.dataset import Dataset, Split
+from tunewright_crds.job import Architecture
 from tunewright_crds.method import Examples, Objective
 from tunewright_crds.pod import PodConfig
-from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
+from tunewright_trainer.architecture import check_method
+from tunewright_trainer.prepare.model import BaseModel, check_supported, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
 from tunewright_trainer.prepare.template import chat_template
 
@@ -56,6 +58,17 @@ class Task:
         return self.config.spec.method.examples is Examples.PREFERENCES
 
     @property
+    def seq2seq(self) -> bool:
+        """Whether the examples are sources with their targets."""
+        return self.model.seq2seq
+
+    def check(self) -> None:
+        """Refuse a model that cannot be tuned, or not in this way."""
+        check_supported(self.model, self.config.spec.model.architecture)
+        if self.seq2seq:
+            check_method(self.config.spec)
+
+    @property
     def seed(self) -> int:
         return self.config.spec.hyperparameters.seed
 
@@ -76,6 +89,7 @@ class Task:
         options = self.options.model_dump(mode="json", by_alias=True)
         objective = {"objective": Objective.DPO.value} if self.pairs else {}
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
+        architecture = {"architecture": Architecture.SEQ2SEQ.value} if self.seq2seq else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {
             "version": DATA_VERSION,
@@ -85,6 +99,7 @@ class Task:
             "template": self.template,
             "model": self.model.hashes,
             **objective,
+            **architecture,
             **held_out,
             **commit,
         }

@@ -18,8 +18,8 @@ _TOLD: Final = (
 )
 
 
-def model_card(source: dict[str, Any], metrics: dict[str, float]) -> str:
-    """Markdown with the Hub's front matter."""
+def model_card(source: dict[str, Any], metrics: dict[str, float], *, seq2seq: bool = False) -> str:
+    """Markdown with the Hub's front matter. `seq2seq`: it is an encoder-decoder."""
     base, job = source["base"], source["job"]
     licenses = source["licenses"] or ["not stated"]
     rows = "\n".join(f"| {name} | {metrics[name]:.6g} |" for name in _TOLD if name in metrics)
@@ -27,7 +27,7 @@ def model_card(source: dict[str, Any], metrics: dict[str, float]) -> str:
     return f"""---
 base_model: {base}
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {"text2text-generation" if seq2seq else "text-generation"}
 tags: [tunewright, instruction-tuning]
 ---
 
@@ -44,5 +44,6 @@ An instruction-tuned model ({source["kind"]}) over `{base}`, made by Tunewright.
 |---|---|
 {rows}
 
+transformers loads {"the base, to which PEFT adds the adapter," if source["kind"] == "adapter" else "the model"} with `{"AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForCausalLM"}`.
 The chat template in `chat_template.jinja` is the one that the model was tuned with. `manifest.json` names every file with its SHA-256.
 """

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from tunewright_trainer.architecture import auto_model
+from tunewright_trainer.train import attention
 from tunewright_trainer.train.model import Tuned
 
 TOKENIZER_FILES: Final = (
@@ -40,7 +42,8 @@ def write_whole(network: Any, folder: Path, *, dtype: torch.dtype) -> None:
 
     Rounds ``network`` itself, to hold it in memory once.
     """
-    network.config._attn_implementation = "sdpa"
+    if network.config._attn_implementation == attention.NAME:
+        network.config._attn_implementation = "sdpa"
     network.to(dtype).save_pretrained(folder)
 
 
@@ -53,10 +56,9 @@ def merged(tuned: Tuned, base_folder: Path) -> Any:
     if not getattr(tuned.network, "is_quantized", False):
         return tuned.peft.merge_and_unload()
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
     adapter = {name: weight.detach() for name, weight in tuned.trainable.items()}
-    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    base = auto_model(base_folder).from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     wrapped = get_peft_model(base.to(tuned.device), tuned.peft.peft_config["default"])
     Tuned(network=base, peft=wrapped, device=tuned.device, compute=torch.float32, keeps_logits=False).load_weights(adapter)
     return wrapped.merge_and_unload()

@@ -17,6 +17,7 @@ from tunewright_crds.method import Tuner
 from tunewright_crds.pod import PodConfig, Published
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import Kind
+from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.publish import files, verify
 from tunewright_trainer.publish.card import model_card
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
@@ -115,7 +116,7 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
             FailureCode.INTERNAL, f"the {kind.value}, loaded again, differs from the trained model by {difference:.2g} of its logits"
         )
     files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
-    (folder / "README.md").write_text(model_card(source, result.metrics), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(source, result.metrics, seq2seq=is_seq2seq(result.base_folder)), encoding="utf-8")
 
 
 def _digest_if_done(store: Store, key: str, source: dict[str, Any]) -> str | None:

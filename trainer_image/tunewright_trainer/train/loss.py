@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tunewright_trainer.train.attention import documents
-from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
+from tunewright_trainer.train import seq2seq
+from tunewright_trainer.train.data import MicroBatch, Padded, Row, Rows, micro_batch
 from tunewright_trainer.train.model import Tuned
 
 
@@ -36,6 +37,8 @@ class Sft:
 
 def forward(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:
     """Logits [targets, vocabulary] where something is learned, and nowhere else: on long prompts the output head is most of the work."""
+    if isinstance(batch, Padded):
+        return seq2seq.forward(tuned, batch)
     with tuned.autocast():
         if tuned.keeps_logits:
             answer = tuned.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=batch.keep)

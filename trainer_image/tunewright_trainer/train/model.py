@@ -13,8 +13,10 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Precision
-from tunewright_crds.job import JobSpec
+from tunewright_crds.job import Architecture, JobSpec
 from tunewright_crds.method import Tuner
+from tunewright_trainer.architecture import auto_model, check_method, check_seq2seq, check_stated, is_seq2seq
+from tunewright_trainer.prepare.model import read_model
 from tunewright_trainer.train import attention
 
 log = logging.getLogger(__name__)
@@ -77,10 +79,14 @@ def load(folder: Path, spec: JobSpec) -> Tuned:
 
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
+    check_kind(folder, spec)
     device = choose_device(spec)
     compute = choose_precision(spec, device)
     network = load_base(folder, spec, device=device, compute=compute)
-    check_isolation(network)
+    if network.config.is_encoder_decoder:
+        check_beginning(network.config)
+    else:
+        check_isolation(network)
     peft = None
     if spec.method.tuner is Tuner.FULL:
         network.requires_grad_(True)
@@ -93,19 +99,28 @@ def load(folder: Path, spec: JobSpec) -> Tuned:
     return Tuned(network=network, peft=peft, device=device, compute=compute, keeps_logits=keeps_logits)
 
 
+def check_kind(folder: Path, spec: JobSpec) -> None:
+    """Refuse an encoder-decoder where the job wants what it cannot do; other models are checked by `load_base`."""
+    config = read_model(folder).config
+    if check_stated(spec.model.architecture, config) is Architecture.SEQ2SEQ:
+        check_seq2seq(config, param="spec.model.uri")
+        check_method(spec)
+
+
 def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
     """The base model, frozen unless it is tuned whole. Only safetensors are read and no code of the model's own is run."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a pod's log is lines
     attention.register()
     whole = spec.method.tuner is Tuner.FULL
-    options: dict[str, Any] = {"dtype": torch.float32 if whole else compute, "attn_implementation": attention.NAME}
+    options: dict[str, Any] = {"dtype": torch.float32 if whole else compute}
+    if not is_seq2seq(folder):
+        options["attn_implementation"] = attention.NAME
     if spec.method.tuner is Tuner.QLORA:
         options |= _four_bits(compute, device)
     try:
-        network, told = AutoModelForCausalLM.from_pretrained(
+        network, told = auto_model(folder).from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
@@ -119,6 +134,13 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
         )
     network.requires_grad_(False)
     return network.to(device) if spec.method.tuner is not Tuner.QLORA else network
+
+
+def check_beginning(config: Any) -> None:
+    """Refuse an encoder-decoder of which nobody can tell what its decoder begins with."""
+    for name in ("decoder_start_token_id", "pad_token_id"):
+        if getattr(config, name, None) is None:
+            raise Refusal(FailureCode.MODEL_UNSUPPORTED, f"config.json has no {name}, which a decoder needs", param="spec.model.uri")
 
 
 def _four_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -151,7 +173,7 @@ def add_adapter(network: Any, spec: JobSpec) -> Any:
         lora_dropout=lora.dropout,
         target_modules=targets,
         use_rslora=lora.rslora,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM",
     )
     return get_peft_model(network, options)
 

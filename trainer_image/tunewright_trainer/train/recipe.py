@@ -23,6 +23,7 @@ from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
 from tunewright_trainer import publish
+from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
@@ -97,8 +98,9 @@ class Run:
         self.work = work
         self.store = store
         self.prepared = json.loads((data / MANIFEST).read_bytes())
-        self.rows = rows_of.Rows(data / "train")
-        self.validation = rows_of.Rows(data / "validation")
+        seq2seq = is_seq2seq(model)
+        self.rows = rows_of.Rows(data / "train", seq2seq=seq2seq)
+        self.validation = rows_of.Rows(data / "validation", seq2seq=seq2seq)
         _check_rows(self.spec, len(self.rows), len(self.validation))
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
@@ -160,7 +162,7 @@ class Run:
         self._count(step, batch, measured | {"grad_norm": norm, "learning_rate": rate})
 
     def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
-        tokens = sum(len(row.input_ids) for row in batch)
+        tokens = sum(row.tokens for row in batch)
         targets = sum(row.targets for row in batch)
         self.counters.step = step
         self.counters.tokens += tokens
