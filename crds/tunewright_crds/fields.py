@@ -16,6 +16,10 @@ _REVISION: Final = r"(@(refs/(convert|pr)/[A-Za-z0-9._-]+|[A-Za-z0-9][A-Za-z0-9.
 HUB_MODEL: Final = rf"hf://{_REPO}{_REVISION}(/[^\x00-\x1f]*)?"
 HUB_DATA: Final = rf"hf://datasets/{_REPO}{_REVISION}(/[^\x00-\x1f]*)?"
 MODEL_PINNED: Final = r"^hf://[^@/]+/[^@/]+@"
+# A TunedModel of the same namespace; the pattern lets more pass, for a rule tells what is wrong.
+TUNED_MODEL: Final = "model://"
+TUNED_MODEL_NAMED: Final = r"^model://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(@[A-Za-z0-9][A-Za-z0-9._-]{0,62})?$"
+NAME_MODEL: Final = "a tuned model is model://<TunedModel> or model://<TunedModel>@<version>, by its name, of this namespace only"
 DATA_PINNED: Final = r"^hf://datasets/[^@/]+/[^@/]+@"
 PIN_MODEL: Final = "a model of the hub is hf://org/name@revision; pin a commit, so that the same job means the same model"
 PIN_DATA: Final = "data of the hub is hf://datasets/org/name@revision/path; pin a commit, so that the same job means the same data"
@@ -54,6 +58,10 @@ def untouched(model: type[BaseModel], *, but: str = "", at: str = "self") -> lis
 
 
 def _of_model(uri: str, info: ValidationInfo) -> str:
+    if uri.startswith(TUNED_MODEL):
+        if not re.fullmatch(TUNED_MODEL_NAMED, uri):
+            raise ValueError(NAME_MODEL)
+        return uri
     return _of_hub(uri, MODEL_PINNED, HUB_MODEL, PIN_MODEL) if uri.startswith("hf://") else _remote_unless_local(uri, info)
 
 
@@ -71,7 +79,9 @@ def _remote_unless_local(uri: str, info: ValidationInfo) -> str:
     """On a cluster an address is ``s3://``, ``hf://`` or ``pvc://``; ``tunewright-trainer run`` on one machine also takes paths."""
     if (info.context or {}).get("local") or re.fullmatch(f"{S3}|{VOLUME}", uri):
         return uri
-    raise ValueError("must be s3://bucket/key, hf://... or pvc://claim/path; paths of this machine work with `tunewright-trainer run` only")
+    raise ValueError(
+        "must be s3://bucket/key, hf://... or pvc://claim/path (a model also model://<TunedModel>); paths of this machine work with `tunewright-trainer run` only"
+    )
 
 
 def _address(hub: str) -> WithJsonSchema:
@@ -83,7 +93,7 @@ def claim_of(uri: str) -> str:
     return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else ""
 
 
-ModelUri = Annotated[str, AfterValidator(_of_model), _address(HUB_MODEL)]
+ModelUri = Annotated[str, AfterValidator(_of_model), _address(rf"{HUB_MODEL}|{TUNED_MODEL}[^\x00-\x1f]*")]
 DataUri = Annotated[str, AfterValidator(_of_data), _address(HUB_DATA)]
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN, max_length=32)]
 SecretName = Annotated[str, Field(pattern=r"^$|" + DNS_NAME, max_length=253)]

@@ -11,9 +11,22 @@ from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
-from tunewright_crds.fields import MODEL_PINNED, PIN_MODEL, AutoCount, ModelUri, Part, Rules, SecretName, claim_of, untouched
+from tunewright_crds.fields import (
+    MODEL_PINNED,
+    NAME_MODEL,
+    PIN_MODEL,
+    TUNED_MODEL,
+    TUNED_MODEL_NAMED,
+    AutoCount,
+    ModelUri,
+    Part,
+    Rules,
+    SecretName,
+    claim_of,
+    untouched,
+)
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, Objective, either, misplaced
+from tunewright_crds.method import LEARNS_FROM, OPTIONS, UNFIT, Examples, Method, Objective, either, misplaced
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -31,16 +44,22 @@ class OutputForm(StrEnum):
     MERGED = "merged"
 
 
+_OWN_KEYS: Final = "a model:// lies in the platform's own storage and is read with its keys: leave credentialsSecret out"
+
+
 class Model(
     Part,
     json_schema_extra=Rules(
-        (f"!self.uri.startsWith('hf://') || (self.uri.matches('{MODEL_PINNED}') && !self.uri.startsWith('hf://datasets/'))", PIN_MODEL)
+        (f"!self.uri.startsWith('hf://') || (self.uri.matches('{MODEL_PINNED}') && !self.uri.startsWith('hf://datasets/'))", PIN_MODEL),
+        (f"!self.uri.startsWith('{TUNED_MODEL}') || self.uri.matches('{TUNED_MODEL_NAMED}')", NAME_MODEL),
+        (f"!self.uri.startsWith('{TUNED_MODEL}') || self.credentialsSecret == ''", _OWN_KEYS),
     ),
 ):
     """The base model."""
 
     uri: ModelUri = Field(
-        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path."
+        description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path; "
+        "or model://<TunedModel>[@version], a whole model (merged or full) that another job of this namespace publishes, and for which this one waits."
     )
     architecture: Architecture = Field(
         Architecture.AUTO,
@@ -58,6 +77,12 @@ class Model(
         description="Secret of this namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_ENDPOINT_URL and AWS_REGION, "
         "to read the model with; for hf:// with HF_TOKEN and, for a mirror, HF_ENDPOINT. Default: the keys of the platform's own storage; for hf:// none.",
     )
+
+    @model_validator(mode="after")
+    def _read_with_the_right_keys(self) -> "Model":
+        if self.uri.startswith(TUNED_MODEL) and self.credentials_secret:
+            raise ValueError(_OWN_KEYS)
+        return self
 
 
 class Checkpointing(Part):
@@ -83,7 +108,7 @@ class Output(Part):
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
         max_length=2,
-        description="adapter (PEFT layout) and merged (a whole model). Tuner full always publishes the whole model.",
+        description="adapter (PEFT layout) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
     )
 
 
@@ -116,10 +141,11 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_ANSWERS_ONLY: Final = "with objective dpo only answers are compared: trainOn is response or last-response"
+_ANSWERS_ONLY: Final = "with another objective than sft only answers are compared: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
 _SEQ2SEQ_SFT: Final = "an encoder-decoder (seq2seq) is tuned by objective sft only"
 _SEQ2SEQ_ANSWERS: Final = "an encoder-decoder (seq2seq) learns answers only: trainOn is response or last-response"
+_NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
@@ -151,16 +177,19 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
         learns = f"self.method.objective in {_cel(_objectives(examples))}"
         yield f"!({learns}) || self.dataset.sources.all(s, s.template == '' && s.format in {_cel(formats)})", _only(examples)
         yield f"{learns} || self.dataset.sources.all(s, !(s.format in {_cel(_OWN_FORMATS[examples])}))", _foreign(examples)
-    yield f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    of_conversations = f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))}"
+    yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
+    yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    for (objective, tuner), why in UNFIT.items():
+        yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
 
 class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
-        ("self.method.objective != 'dpo' || self.method.tuner != 'full'", NEEDS_ADAPTER),
-        ("self.method.objective != 'dpo' || self.dataset.trainOn != 'all'", _ANSWERS_ONLY),
-        ("self.method.objective != 'dpo' || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING),
+        ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
         ("self.model.architecture != 'seq2seq' || self.method.objective == 'sft'", _SEQ2SEQ_SFT),
         ("self.model.architecture != 'seq2seq' || self.dataset.trainOn != 'all'", _SEQ2SEQ_ANSWERS),
     ),
@@ -215,6 +244,12 @@ class JobSpec(
     def _fits_the_architecture(self) -> "JobSpec":
         if self.model.architecture is Architecture.SEQ2SEQ and (found := seq2seq_mistake(self)):
             raise ValueError(found[1])
+        return self
+
+    @model_validator(mode="after")
+    def _served_models_answer(self) -> "JobSpec":
+        if self.method.objective is Objective.REWARD and self.deploy.enabled:
+            raise ValueError(_NOT_SERVED)
         return self
 
     @model_validator(mode="after")

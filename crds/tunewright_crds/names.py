@@ -91,6 +91,7 @@ class DatasetPhase(StrEnum):
 class Condition(StrEnum):
     """Types of conditions on our resources."""
 
+    MODEL_READY = "ModelReady"
     DATA_READY = "DataReady"
     TRAINING = "Training"
     ARTIFACT_PUBLISHED = "ArtifactPublished"
@@ -111,6 +112,8 @@ class Reason(StrEnum):
     DATA_DISCARDED = "DataDiscarded"
     DATA_STAYS = "DataStays"
     WAITING_FOR_DATASET = "WaitingForDataset"
+    WAITING_FOR_MODEL = "WaitingForModel"
+    MODEL_TAKEN = "ModelTaken"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
     RUNNING = "Running"

@@ -56,13 +56,22 @@ class Failed(Part):
     param: str = ""
 
 
+class PublishedForm(Part):
+    """One form of a published model."""
+
+    kind: str
+    uri: str
+    digest: str
+
+
 class Published(Part):
-    """What ``train`` published."""
+    """What ``train`` published: the form that is served, and all that there are."""
 
     kind: str
     uri: str
     digest: str
     base: str = Field("", description="The model that was tuned; of the hub's at the commit that was read.")
+    forms: list[PublishedForm] = Field(default_factory=list, description="Every form that was published, the served one first.")
 
 
 class Outcome(Part):

@@ -113,6 +113,16 @@ class ErrorStatus(Part):
     advice: str = Field("", max_length=MAX_MESSAGE, description="What to do.")
 
 
+class TakenModel(Part):
+    """A tuned model that the spec names, as it was when it was taken."""
+
+    field: str = Field(max_length=256, description="Field that names it.")
+    name: str = Field(max_length=253, description="Name of the TunedModel.")
+    version: str = Field(max_length=63, description="Its version then.")
+    uri: str = Field(max_length=2048, description="Folder of its artefact.")
+    digest: str = Field("", max_length=128, description="Hash of the artefact's manifest.")
+
+
 class PreparationStatus(Part):
     """What a job and an InstructionDataset both tell of: their data, and what stands in its way."""
 
@@ -125,6 +135,13 @@ class PreparationStatus(Part):
     )
     start_time: datetime | None = Field(None, alias="startTime", description="When the operator took it up.")
     completion_time: datetime | None = Field(None, alias="completionTime", description="When it ended.")
+    taken_models: list[TakenModel] = Field(
+        default_factory=list,
+        alias="takenModels",
+        max_length=4,
+        description="The tuned models that the spec names, as they were taken: preparing, training and every retry use these.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["field"]},
+    )
     dataset: DatasetStatus | None = Field(None, description="What was prepared.")
     restarts: PreparationRestarts = Field(default_factory=PreparationRestarts, description="Pods made anew, by cause.")
     requeue: Requeue | None = Field(None, description="Waiting until the next attempt.")

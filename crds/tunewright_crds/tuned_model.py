@@ -1,11 +1,11 @@
 """TunedModel: a published model with its lineage, registered or served."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part, SecretName
+from tunewright_crds.fields import Part, Rules, SecretName
 from tunewright_crds.resources import ServingResources
 from tunewright_crds.status import ConditionStatus
 
@@ -14,6 +14,10 @@ class Kind(StrEnum):
     ADAPTER = "adapter"
     MERGED = "merged"
     FULL = "full"
+    REWARD = "reward"
+
+
+NOT_SERVED: Final = "a reward model judges answers and gives none: it cannot be served"
 
 
 Address = Annotated[str, Field(pattern=r"^s3://", max_length=2048)]
@@ -33,6 +37,12 @@ class Artifact(Part):
     digest: str = Field("", max_length=128, description="Hash of the manifest.")
 
 
+class Form(Artifact):
+    """One form of the model."""
+
+    kind: Kind = Field(description="adapter, merged, full or reward.")
+
+
 class ModelSource(Part):
     """Where the model comes from."""
 
@@ -40,6 +50,9 @@ class ModelSource(Part):
     uid: str = Field("", max_length=64, description="UID of that job.")
     step: int = Field(0, ge=0, description="Optimizer step of the weights.")
     dataset_digest: str = Field("", alias="datasetDigest", max_length=128, description="Address of the prepared data.")
+    models: list[Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=list, max_length=4, description="Tuned models that the job was made from, as model://<TunedModel>@<version>."
+    )
     licenses: list[Annotated[str, Field(max_length=128)]] = Field(default_factory=list, max_length=64, description="Licences of the data.")
 
 
@@ -53,15 +66,33 @@ class Serving(Part):
     resources: ServingResources = Field(default_factory=ServingResources, description="What a serving pod asks for.")
 
 
-class TunedModelSpec(Part):
+class TunedModelSpec(Part, json_schema_extra=Rules(("self.kind != 'reward' || !self.serving.enabled", NOT_SERVED))):
     """What is wanted."""
 
     base: Base = Field(description="The model that was tuned.")
-    kind: Kind = Field(description="adapter (needs its base), merged (an adapter merged into its base), full (every weight was tuned).")
+    kind: Kind = Field(
+        description="adapter (needs its base), merged (an adapter merged into its base), full (every weight was tuned), reward (a whole model that judges answers)."
+    )
     artifact: Artifact = Field(description="What was published.")
+    forms: list[Form] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Every form that was published, kind and artifact among them. A job that names the model takes the one that fits.",
+    )
     version: str = Field(max_length=63, description="Version of the model; a later job under the same name publishes another.")
     source: ModelSource = Field(default_factory=ModelSource, description="Where the model comes from.")
     serving: Serving = Field(default_factory=Serving, description="Whether and how it is served.")
+
+    @model_validator(mode="after")
+    def _served_models_answer(self) -> "TunedModelSpec":
+        if self.kind is Kind.REWARD and self.serving.enabled:
+            raise ValueError(NOT_SERVED)
+        return self
+
+    @property
+    def all_forms(self) -> list[Form]:
+        """Every form; of a model that does not tell them the one that it has."""
+        return self.forms or [Form(kind=self.kind, uri=self.artifact.uri, digest=self.artifact.digest)]
 
     @property
     def served_uri(self) -> str:

@@ -14,7 +14,7 @@ from tunewright_crds.fields import claim_of
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
-from tunewright_crds.tuned_model import Artifact, Base, Kind, ModelSource, Serving, TunedModelSpec
+from tunewright_crds.tuned_model import Artifact, Base, Form, Kind, ModelSource, Serving, TunedModelSpec
 from tunewright_operator.observed import Identity, Prepared
 from tunewright_operator.settings import Settings
 
@@ -302,18 +302,22 @@ def _present(**fields: Any) -> Manifest:
     return {name: value for name, value in fields.items() if value}
 
 
-def tuned_model(config: PodConfig, artifact: Published, *, step: int, dataset: DatasetStatus, serving: Serving) -> Manifest:
-    """The published model. It belongs to nobody: deleting the job keeps it."""
+def tuned_model(
+    config: PodConfig, artifact: Published, *, step: int, dataset: DatasetStatus, made_from: list[str], serving: Serving
+) -> Manifest:
+    """The published model. It belongs to nobody: deleting the job keeps it. ``made_from``: the tuned models (``model://...``) that the job took."""
     spec = TunedModelSpec(
         base=Base(uri=artifact.base or config.spec.model.uri, credentials_secret=config.spec.model.credentials_secret),
         kind=Kind(artifact.kind),
         artifact=Artifact(uri=artifact.uri, digest=artifact.digest),
+        forms=[Form.model_validate(form.model_dump()) for form in artifact.forms],
         version=config.version,
         source=ModelSource(
             job=config.job.name,
             uid=config.job.uid,
             step=step,
             dataset_digest=dataset.digest,
+            models=made_from,
             licenses=dataset.licenses,
         ),
         serving=serving,

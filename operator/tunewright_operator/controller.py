@@ -42,7 +42,7 @@ from tunewright_operator.queue import KeyedQueue
 from tunewright_operator.reconcile import reconcile
 from tunewright_operator.settings import Settings
 from tunewright_operator.stores import Key, Stores
-from tunewright_operator.usage import Use
+from tunewright_operator.usage import Use, model_name
 
 log = logging.getLogger(__name__)
 
@@ -101,18 +101,22 @@ class Controller:
         return self.datasets if kind == Prepared.KIND else self.jobs
 
     def take_job(self, job: Job, *, deleted: bool = False) -> bool:
-        """Keeps a job; the InstructionDataset that it begins or ceases to use hears of it. Returns whether anything changed."""
-        usage = self.stores.usage
-        before = usage.named_by(job.id.uid)
+        """Keeps a job; the InstructionDataset that it begins or ceases to use hears of it, and whoever waits for its model. Returns whether anything changed."""
+        usage, had = self.stores.usage, self.stores.jobs.by_key.get((job.id.namespace, job.id.name))
+        before = usage.used_by(job.id.uid, Use.NAMES)
         if deleted:
             self.stores.drop_job(job.id)
         elif not self.stores.put_job(job):
             return False
-        after = usage.named_by(job.id.uid)
-        for key in (before, after):
-            if key and before != after:
-                self.datasets.poke(key)
+        for key in {*before} ^ {*usage.used_by(job.id.uid, Use.NAMES)}:
+            self.datasets.poke(key)
+        if deleted or had is None or had.raw_status.get("phase") != job.raw_status.get("phase"):
+            self._poke_those_who_await((job.id.namespace, model_name(job)))
         return True
+
+    def _poke_those_who_await(self, model: Key) -> None:
+        for waiting in self.stores.usage.users(Use.AWAITS, model):
+            self.poke(waiting)
 
     def take_dataset(self, view: Prepared, *, deleted: bool = False) -> bool:
         """Keeps an InstructionDataset; the jobs that wait for it hear of what matters to them. Returns whether anything changed."""
@@ -124,7 +128,7 @@ class Controller:
             return False
         if deleted or before is None or _heard_by_jobs(before) != _heard_by_jobs(view):
             for job in self.stores.usage.users(Use.WAITS, key):
-                self.jobs.poke(job)
+                self.poke(job)
         return True
 
     async def look_after_job(self, key: Key) -> None:
@@ -313,12 +317,14 @@ class Controller:
     # Engines
 
     def take_model(self, view: Served, *, deleted: bool = False) -> bool:
-        """Keeps a TunedModel; its engine, and the one that it leaves, hear of it. Returns whether anything changed."""
+        """Keeps a TunedModel; its engine, the one that it leaves, and whoever waits for it hear of it. Returns whether anything changed."""
         had = self.stores.models.by_key.get((view.id.namespace, view.id.name))
         if not (self.stores.models.drop(view.id) if deleted else self.stores.models.put(view)):
             return False
         for key in {key for seen in (had, view) if seen for key in engine_keys(seen)}:
             self.serving.poke(key)
+        if deleted or had is None or (had.packed_spec, had.id.deleting) != (view.packed_spec, view.id.deleting):
+            self._poke_those_who_await((view.id.namespace, view.id.name))
         return True
 
     async def look_after_engine(self, key: Key) -> None:

@@ -13,6 +13,7 @@ from tunewright_operator.plan import Plan, decide, tell_invalid
 from tunewright_operator.preparation import hear_preparation, prepare
 from tunewright_operator.retention import hold, leave_the_deleted
 from tunewright_operator.settings import Settings
+from tunewright_operator.tuned_models import take_the_models
 from tunewright_operator.work import DatasetWork
 
 SETTLED: Final = (DatasetPhase.READY, DatasetPhase.FAILED)
@@ -81,5 +82,6 @@ STEPS: Final[tuple[Callable[[DatasetWork], bool], ...]] = (
     take_up,
     hear_preparation,
     become_ready,
+    take_the_models,
     prepare,
 )

@@ -274,6 +274,14 @@ DIGEST_ANNOTATION = f"{names.GROUP}/applied"
 
 
 @dataclass(frozen=True, slots=True)
+class Awaited:
+    """A tuned model that a resource names and has not taken yet. ``makers``: jobs, ended ones too, that publish under its name."""
+
+    model: Served | None = None
+    makers: tuple[Job, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """A resource with its children, at one moment.
 
@@ -287,6 +295,7 @@ class Family:
     pods: tuple[Pod, ...] = ()
     confirmed: bool = False  # read live just now: what is absent here is absent
     obstacles: Mapping[str, str] = field(default_factory=dict)  # children that could not be made: name, why
+    awaited: Mapping[str, Awaited] = field(default_factory=dict)  # tuned models that it has yet to take, by name
 
     def pods_of(self, batch: Batch) -> list[Pod]:
         """The pods of a batch Job, oldest first."""

@@ -13,6 +13,7 @@ from tunewright_crds.instruction_dataset import InstructionDatasetSpec
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Condition
 from tunewright_crds.pod import PodConfig, clean
+from tunewright_crds.references import with_addresses
 from tunewright_crds.status import ErrorStatus
 from tunewright_operator.conditions import Truth, condition, set_condition
 from tunewright_operator.observed import Batch, Family, S
@@ -65,6 +66,10 @@ class Pass(ABC, Generic[S, P]):
         """What the pods are told."""
 
     @abstractmethod
+    def wait(self) -> None:
+        """Writes the phase of waiting for another resource."""
+
+    @abstractmethod
     def begin(self) -> None:
         """Writes the phase of preparing."""
 
@@ -78,6 +83,10 @@ class Pass(ABC, Generic[S, P]):
         if self.spec is None:
             raise RuntimeError("the spec is used before it is read")
         return self.spec
+
+    def with_taken_models(self, spec: JobSpec) -> JobSpec:
+        """What pods are told: of tuned models that the spec names, the addresses that were taken."""
+        return with_addresses(spec, {taken.field: taken.uri for taken in self.status.taken_models})
 
     @property
     def now(self) -> datetime:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
+from tunewright_crds.fields import TUNED_MODEL
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
 from tunewright_crds.job import read_spec
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
@@ -24,6 +25,7 @@ from tunewright_operator.observed import Observed, Prepared, read_dataset_status
 from tunewright_operator.plan import Plan, decide, tell_invalid
 from tunewright_operator.preparation import hear_preparation, prepare
 from tunewright_operator.settings import Settings
+from tunewright_operator.tuned_models import take_the_models
 from tunewright_operator.work import Work
 
 
@@ -101,7 +103,10 @@ def publish(work: Work) -> bool:
         return False
     config, artifact = work.config, work.artifact
     dataset = work.status.dataset or DatasetStatus()
-    work.plan.publish = builders.tuned_model(config, artifact, step=work.reached, dataset=dataset, serving=_serving(work))
+    made_from = [f"{TUNED_MODEL}{taken.name}@{taken.version}" for taken in work.status.taken_models]
+    work.plan.publish = builders.tuned_model(
+        config, artifact, step=work.reached, dataset=dataset, made_from=made_from, serving=_serving(work)
+    )
     work.status.model = ModelStatus(name=config.model_name, version=config.version, uri=artifact.uri)
     work.end(Phase.SUCCEEDED)
     work.mark(Condition.ARTIFACT_PUBLISHED, "True", Reason.PUBLISHED, artifact.uri)
@@ -168,7 +173,7 @@ def take_the_dataset(work: Work) -> bool:
     ref = work.wanted.dataset.ref
     if not ref or work.status.dataset:
         return False
-    work.status.phase = Phase.PENDING
+    work.wait()
     named = work.seen.named
     status = read_dataset_status(named.raw_status) if named else None
     if named is None or status is None or named.id.deleting or status.phase in (DatasetPhase.PENDING, DatasetPhase.PREPARING):
@@ -196,8 +201,9 @@ def _what_it_does(ref: str, named: Prepared | None, status: InstructionDatasetSt
         return f"there is no InstructionDataset {ref} in this namespace: apply it"
     if named.id.deleting:
         return f"InstructionDataset {ref} is being deleted"
-    ready = condition(status.conditions, Condition.READY)
-    return f"InstructionDataset {ref} is {status.phase.lower()}" + (f": {ready.message}" if ready and ready.message else "")
+    found = (condition(status.conditions, type_) for type_ in (Condition.READY, Condition.MODEL_READY))
+    told = next((entry.message for entry in found if entry and entry.message), "")
+    return f"InstructionDataset {ref} is {status.phase.lower()}" + (f": {told}" if told else "")
 
 
 STEPS: Final[tuple[Callable[[Work], bool], ...]] = (
@@ -211,6 +217,7 @@ STEPS: Final[tuple[Callable[[Work], bool], ...]] = (
     publish,
     keep_the_deadline,
     hold_or_resume,
+    take_the_models,
     take_the_dataset,
     prepare,
     train,

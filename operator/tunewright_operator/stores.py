@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from tunewright_crds import names
-from tunewright_operator.observed import Batch, Deployed, Identity, Job, Observed, ObservedDataset, Pod, Prepared, Resource, Served
-from tunewright_operator.usage import Usage, Use, named_dataset
+from tunewright_operator.observed import Awaited, Batch, Deployed, Identity, Job, Observed, ObservedDataset, Pod, Prepared, Resource, Served
+from tunewright_operator.usage import Usage, Use, model_name, named_dataset
 
 Key = tuple[str, str]  # namespace, name
 
@@ -71,8 +71,16 @@ class Stores:
         job = self.jobs.by_key.get(key)
         if job is None:
             return None
-        model, named = self.models.by_key.get((key[0], model_name(job))), self.datasets.by_key.get((key[0], named_dataset(job)))
-        return Observed(job, now, *self._children(job), confirmed, obstacles or {}, model, named)
+        return Observed(
+            job,
+            now,
+            *self._children(job),
+            confirmed,
+            obstacles or {},
+            self._awaited(job),
+            model=self.models.by_key.get((key[0], model_name(job))),
+            named=self.datasets.by_key.get((key[0], named_dataset(job))),
+        )
 
     def observe_dataset(
         self, key: Key, *, now: datetime, confirmed: bool = False, obstacles: Mapping[str, str] | None = None
@@ -82,8 +90,16 @@ class Stores:
         if dataset is None:
             return None
         users = len(self.usage.users(Use.NAMES, key))
-        seen = ObservedDataset(dataset, now, *self._children(dataset), confirmed, obstacles or {}, users)
+        seen = ObservedDataset(dataset, now, *self._children(dataset), confirmed, obstacles or {}, self._awaited(dataset), users=users)
         return self._with_what_keeps_it(seen, dataset) if dataset.id.deleting else seen
+
+    def _awaited(self, owner: Resource) -> dict[str, Awaited]:
+        found = {}
+        for key in self.usage.used_by(owner.id.uid, Use.AWAITS):
+            makers = (self.jobs.by_key.get((job.namespace, job.name)) for job in self.usage.users(Use.MAKES, key))
+            others = tuple(job for job in makers if job and job.id.uid != owner.id.uid)
+            found[key[1]] = Awaited(self.models.by_key.get(key), others)
+        return found
 
     def _with_what_keeps_it(self, seen: ObservedDataset, dataset: Prepared) -> ObservedDataset:
         namespace, digest = dataset.id.namespace, dataset.digest
@@ -114,10 +130,14 @@ class Stores:
 
     def put_dataset(self, dataset: Prepared) -> bool:
         """Keeps an InstructionDataset."""
-        return self._put_owner(self.datasets, dataset)
+        if not self._put_owner(self.datasets, dataset):
+            return False
+        self.usage.put(dataset)
+        return True
 
     def drop_dataset(self, identity: Identity) -> None:
         """Forgets an InstructionDataset with every memory of its children."""
+        self.usage.drop(identity.uid)
         self.datasets.drop(identity)
         self._forget_owner(identity)
 
@@ -217,10 +237,3 @@ def _one_of_each_name(batches: Collection[Batch]) -> tuple[Batch, ...]:
     for batch in sorted(batches, key=lambda batch: (not batch.gone, batch.id.resource_version)):
         newest[batch.id.name] = batch
     return tuple(newest.values())
-
-
-def model_name(job: Job) -> str:
-    """Name of the TunedModel that a job publishes; its own where the spec says nothing sensible."""
-    output = job.spec.get("output")
-    wanted = output.get("modelName") if isinstance(output, dict) else ""
-    return wanted if isinstance(wanted, str) and wanted else job.id.name

@@ -1,68 +1,83 @@
-"""Which unfinished jobs use which data: known at once, however many jobs there are."""
+"""Which resources use which data and which tuned models: known at once, however many there are."""
 
 from enum import StrEnum
 from typing import Final
 
-from tunewright_crds.names import Phase
-from tunewright_operator.observed import Job
+from tunewright_crds.names import DatasetPhase, Phase
+from tunewright_crds.references import references
+from tunewright_operator.observed import Identity, Job, Prepared
 
 Key = tuple[str, str]
 
-_ENDED: Final = frozenset(phase for phase in Phase if phase.terminal)
+_ENDED: Final = frozenset({*(phase.value for phase in Phase if phase.terminal), DatasetPhase.READY.value, DatasetPhase.FAILED.value})
 
 
 class Use(StrEnum):
-    """How an unfinished job uses data. The first two go by the InstructionDataset's name, the last by the digest."""
+    """How a resource uses something. All but the last until it has ended; TRAINS goes by the data's digest, the others by a name."""
 
-    NAMES = "names"
-    WAITS = "waits"
-    TRAINS = "trains"
+    NAMES = "names"  # a job, an InstructionDataset
+    WAITS = "waits"  # a job, for an InstructionDataset
+    TRAINS = "trains"  # a job, on prepared data
+    AWAITS = "awaits"  # a job or an InstructionDataset, a TunedModel
+    MAKES = "makes"  # a job, a TunedModel
 
 
 class Usage:
-    """Unfinished jobs by the data that they use. A key is a namespace and a name, or a namespace and a digest."""
+    """Jobs and InstructionDatasets by what they use. A key is a namespace and a name, or a namespace and a digest."""
 
     def __init__(self) -> None:
-        self._uses: dict[str, list[tuple[Use, Key]]] = {}  # by the job's UID
-        self._users: dict[tuple[Use, Key], dict[str, Key]] = {}  # the jobs' keys by UID
+        self._uses: dict[str, list[tuple[Use, Key]]] = {}  # by the user's UID
+        self._users: dict[tuple[Use, Key], dict[str, Identity]] = {}  # by their UID
 
-    def put(self, job: Job) -> None:
-        """Takes a job as it is now."""
-        self.drop(job.id.uid)
-        uses = _uses(job)
+    def put(self, view: Job | Prepared) -> None:
+        """Takes a resource as it is now."""
+        self.drop(view.id.uid)
+        uses = _uses_of_job(view) if isinstance(view, Job) else _awaits(view)
         if uses:
-            self._uses[job.id.uid] = uses
+            self._uses[view.id.uid] = uses
         for use in uses:
-            self._users.setdefault(use, {})[job.id.uid] = (job.id.namespace, job.id.name)
+            self._users.setdefault(use, {})[view.id.uid] = view.id
 
     def drop(self, uid: str) -> None:
-        """Forgets a job."""
+        """Forgets a resource."""
         for use in self._uses.pop(uid, ()):
             users = self._users[use]
             del users[uid]
             if not users:
                 del self._users[use]
 
-    def named_by(self, uid: str) -> Key | None:
-        """The InstructionDataset that a job names, until it ends."""
-        return next((key for use, key in self._uses.get(uid, ()) if use is Use.NAMES), None)
+    def used_by(self, uid: str, use: Use) -> list[Key]:
+        """What a resource uses so."""
+        return [key for kind, key in self._uses.get(uid, ()) if kind is use]
 
-    def users(self, use: Use, key: Key) -> list[Key]:
-        """The jobs that use something so."""
+    def users(self, use: Use, key: Key) -> list[Identity]:
+        """Who uses something so."""
         return list(self._users.get((use, key), {}).values())
 
 
-def _uses(job: Job) -> list[tuple[Use, Key]]:
-    status = job.raw_status
+def _uses_of_job(job: Job) -> list[tuple[Use, Key]]:
+    namespace, status = job.id.namespace, job.raw_status
+    uses = [(Use.MAKES, (namespace, model_name(job))), *_awaits(job)]
+    if status.get("phase") in _ENDED:
+        return uses
+    taken, name = status.get("dataset") or {}, named_dataset(job)
+    if taken:
+        uses.append((Use.TRAINS, (namespace, str(taken.get("digest", "")))))
+    if name:
+        uses.append((Use.NAMES, (namespace, name)))
+    if name and not taken:
+        uses.append((Use.WAITS, (namespace, name)))
+    return uses
+
+
+def _awaits(view: Job | Prepared) -> list[tuple[Use, Key]]:
+    """The tuned models that it names and has not taken, each once."""
+    named = references(view.spec)
+    status = view.raw_status if named else {}
     if status.get("phase") in _ENDED:
         return []
-    taken, name = status.get("dataset") or {}, named_dataset(job)
-    uses = [(Use.TRAINS, (job.id.namespace, str(taken.get("digest", ""))))] if taken else []
-    if name:
-        uses.append((Use.NAMES, (job.id.namespace, name)))
-    if name and not taken:
-        uses.append((Use.WAITS, (job.id.namespace, name)))
-    return uses
+    taken = {entry.get("field") for entry in status.get("takenModels") or () if isinstance(entry, dict)}
+    return [(Use.AWAITS, key) for key in {(view.id.namespace, one.name): None for one in named if one.field.name not in taken}]
 
 
 def named_dataset(job: Job) -> str:
@@ -70,3 +85,10 @@ def named_dataset(job: Job) -> str:
     dataset = job.spec.get("dataset")
     ref = dataset.get("ref") if isinstance(dataset, dict) else ""
     return ref if isinstance(ref, str) else ""
+
+
+def model_name(job: Job) -> str:
+    """Name of the TunedModel that a job publishes; its own where the spec says nothing sensible."""
+    output = job.spec.get("output")
+    wanted = output.get("modelName") if isinstance(output, dict) else ""
+    return wanted if isinstance(wanted, str) and wanted else job.id.name

@@ -38,7 +38,7 @@ class Work(Pass[JobStatus, JobSpec]):
             template = wanted.model.chat_template or named.model.chat_template
             model = wanted.model.model_copy(update={"chat_template": template})
             wanted = wanted.model_copy(update={"model": model, "dataset": named.dataset})
-        return builders.pod_config(self.seen.job.id, wanted, self.settings)
+        return builders.pod_config(self.seen.job.id, self.with_taken_models(wanted), self.settings)
 
     @property
     def _named(self) -> InstructionDatasetSpec | None:
@@ -54,6 +54,9 @@ class Work(Pass[JobStatus, JobSpec]):
     def attempt(self) -> AttemptStatus | None:
         """The last attempt, ended or not."""
         return self.status.attempts[-1] if self.status.attempts else None
+
+    def wait(self) -> None:
+        self.status.phase = Phase.PENDING
 
     def begin(self) -> None:
         self.status.phase = Phase.PREPARING
@@ -95,7 +98,10 @@ class DatasetWork(Pass[InstructionDatasetStatus, InstructionDatasetSpec]):
             resources=Resources.model_validate(wanted.resources.model_dump()),
             retries=Retries(infrastructure=wanted.retries.infrastructure),
         )
-        return builders.pod_config(self.seen.owner.id, spec, self.settings).model_copy(update={"progress_url": ""})
+        return builders.pod_config(self.seen.owner.id, self.with_taken_models(spec), self.settings).model_copy(update={"progress_url": ""})
+
+    def wait(self) -> None:
+        self.status.phase = DatasetPhase.PENDING
 
     def begin(self) -> None:
         self.status.phase = DatasetPhase.PREPARING

@@ -64,6 +64,7 @@ def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict
     assert model["spec"]["source"]["uid"] == tenant.job("main")["metadata"]["uid"]
     plain_peft_gives_finite_logits(tenant, model["spec"]["artifact"]["uri"], tmp_path)
     version = storage.model_key(tenant.namespace, "helper", model["spec"]["version"], "merged")
+    assert [(form["kind"], form["uri"].endswith(version)) for form in model["spec"]["forms"]] == [("adapter", False), ("merged", True)]
     assert {"/manifest.json", "/model.safetensors", "/config.json"} <= tenant.keys(version)
 
     tenant.stack.kubectl("wait", "--for=condition=Ready", "tm/helper", "-n", tenant.namespace, "--timeout=180s", timeout=200)

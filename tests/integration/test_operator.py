@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.builders import JobBuilder, a_dataset, a_job
+from tests.support.builders import JobBuilder, a_dataset, a_job, failure
 from tests.support.control import Api, Manifest, Operator, Proxy, control_plane, eventually, operator
 from tests.support.kubelet import Ended, Kubelet, trains_well
 from tunewright_crds import names
+from tunewright_crds.errors import FailureCode
 from tunewright_crds.names import Role
+from tunewright_crds.pod import Outcome, Published
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,40 @@ async def test_many_jobs_train_on_what_one_instruction_dataset_prepared(world: H
         event for event in await world.api.list("Event", world.namespace) if event["involvedObject"]["uid"] == made["metadata"]["uid"]
     ]
     assert [(event["involvedObject"]["kind"], event["reason"]) for event in events] == [("InstructionDataset", "DataPrepared")]
+
+
+def publishes_whole_models(role: Role, attempt: int, name: str) -> Ended | None:
+    """Everything works, and what is published is a whole model."""
+    ended = trains_well(role, attempt, name)
+    if role is not Role.TRAIN or ended is None:
+        return ended
+    artifact = Published(kind="merged", uri=f"s3://tunewright/models/{name}/merged", digest=name)
+    return Ended(Outcome(attempt=attempt, resumed_from_step=0, reached_step=100, artifact=artifact))
+
+
+async def test_jobs_that_are_made_of_one_another_wait_for_one_another(world: Here) -> None:
+    """Applied in the wrong order and all at once; the first one fails, and is applied anew."""
+    broken = Ended(failure(FailureCode.DATA_INVALID, "row 3"), 65)
+    world.kubelet.follow(lambda role, attempt, name: broken)
+    async with world.operator() as one:
+        await world.apply(a_job("third").with_spec(model={"uri": "model://helper"}))
+        await world.until("it waits", lambda status: "no other job that makes it" in str(status), one, "third")
+        await world.apply(a_job("second").with_spec(model={"uri": "model://first"}, output={"modelName": "helper"}))
+        await world.until(
+            "it hears who makes its model", lambda status: "job second, which makes it, is pending" in str(status), one, "third"
+        )
+        await world.apply(a_job("first"))
+        await world.until("it hears of the failure", lambda status: "job first failed (DataInvalid: row 3)" in str(status), one, "second")
+        world.kubelet.follow(publishes_whole_models)
+        await world.api.delete("InstructionTuningJob", world.namespace, "first", propagationPolicy="Background")
+        await world.kubelet.collect_garbage()
+        await world.apply(a_job("first"))
+        status = await world.until("the last one is done", phase("Succeeded"), one, "third")
+        models = {name: (await world.api.find("TunedModel", world.namespace, name) or {})["spec"] for name in ("first", "helper", "third")}
+    assert [taken["uri"] for taken in status["takenModels"]] == ["s3://tunewright/models/second/merged"]
+    assert models["third"]["base"]["uri"] == "s3://tunewright/models/second/merged"
+    assert models["third"]["source"]["models"] == [f"model://helper@{models['helper']['version']}"]
+    assert models["helper"]["source"]["models"] == [f"model://first@{models['first']['version']}"]
 
 
 async def test_what_several_pods_read_side_by_side_is_joined_and_trained_on(world: Here) -> None:

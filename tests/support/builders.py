@@ -17,7 +17,19 @@ from tunewright_crds.pod import Failed, Outcome, Published
 from tunewright_crds.status import CheckpointStatus, JobStatus
 from tunewright_operator.controller import dump, status_changes
 from tunewright_operator.datasets import reconcile_dataset
-from tunewright_operator.observed import Batch, Job, Observed, ObservedDataset, Pod, Prepared, S, Served, read_dataset_status, read_status
+from tunewright_operator.observed import (
+    Awaited,
+    Batch,
+    Job,
+    Observed,
+    ObservedDataset,
+    Pod,
+    Prepared,
+    S,
+    Served,
+    read_dataset_status,
+    read_status,
+)
 from tunewright_operator.plan import Plan
 from tunewright_operator.reconcile import reconcile
 from tunewright_operator.settings import Settings
@@ -75,6 +87,17 @@ def a_dataset(name: str = "d", namespace: str = "ns", **spec: Any) -> Manifest:
     }
 
 
+def a_model(name: str = "m", namespace: str = "ns", *, kind: str = "merged", version: str = "v1", **spec: Any) -> Manifest:
+    """A TunedModel with the least that it needs, and ``spec``."""
+    artifact = {"uri": f"s3://tunewright/{namespace}/models/{name}/{version}/{kind}", "digest": f"{version}-{kind}"}
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "TunedModel",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"base": {"uri": "s3://models/base/"}, "kind": kind, "artifact": artifact, "version": version, **spec},
+    }
+
+
 def failure(code: FailureCode, message: str = "it broke", **fields: Any) -> Outcome:
     """Last words of a pod that failed."""
     return Outcome(error=Failed(code=code, message=message), **fields)
@@ -102,6 +125,7 @@ class Around(ABC, Generic[S]):
         self.pod_memories: list[Pod] = []
         self.model: Manifest | None = None
         self.foreign: set[str] = set()
+        self.awaited: dict[str, Awaited] = {}  # tuned models that it names
         self.plans: list[Plan[S]] = []
         self.most_active = 0
 
@@ -135,6 +159,7 @@ class Around(ABC, Generic[S]):
             "pods": (*pods, *self.pod_memories),
             "confirmed": confirmed,
             "obstacles": obstacles,
+            "awaited": self.awaited,
         }
 
     def reconcile(self, *, blind: frozenset[str] = frozenset(), upto: int | None = None) -> Plan[S]:

@@ -12,6 +12,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import InstructionTuningJob, JobSpec, read_spec
 from tunewright_crds.names import API_VERSION
 from tunewright_crds.pod import JobIdentity, PodConfig, StorageSettings
+from tunewright_crds.references import references
 
 MAX_MANIFEST_BYTES: Final = 2**20  # etcd keeps no more of one object
 LOCAL: Final = "local"  # namespace and bucket of a run without a cluster
@@ -48,6 +49,9 @@ def load_manifest(path: str | Path) -> PodConfig:
     if spec.dataset.ref:
         text = f"{spec.dataset.ref} is an InstructionDataset of a cluster; on this machine, name the sources themselves"
         raise Refusal(FailureCode.CONFIG_INVALID, text, param="spec.dataset.ref")
+    for named in references(document["spec"]):
+        text = f"{named.name} is a TunedModel of a cluster; on this machine, name the folder of the model, such as OUTPUT/{LOCAL}/models/{named.name}/<version>/merged"
+        raise Refusal(FailureCode.CONFIG_INVALID, text, param=named.field.name)
     uid = hashlib.sha256(f"{name}\n{spec.model_dump_json(by_alias=True)}".encode()).hexdigest()[:32]
     # The addresses have been checked: paths of this machine are allowed here, and validating them again would refuse them.
     return PodConfig.model_construct(

@@ -1,6 +1,7 @@
 """The typed job: what is refused, by which name, and what is filled in."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 from pydantic import ValidationError
@@ -8,7 +9,8 @@ from pydantic import ValidationError
 from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import InstructionTuningJob, JobSpec, read_spec
 from tunewright_crds.method import Tuner
-from tunewright_crds.tuned_model import Artifact, Base
+from tunewright_crds.references import references, with_addresses
+from tunewright_crds.tuned_model import Artifact, Base, TunedModelSpec
 
 SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
 
@@ -59,6 +61,8 @@ REFUSED = {
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
+    "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
     "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
@@ -85,9 +89,37 @@ DPO_REFUSED = {
 @pytest.mark.parametrize(("path", "value", "said"), DPO_REFUSED.values(), ids=DPO_REFUSED)
 def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: str) -> None:
     spec = spec_with(path, value)
-    with pytest.raises(ValidationError, match=said):
-        read_spec(spec | {"method": {"objective": "dpo"}})
+    for objective in ("dpo", "reward"):
+        with pytest.raises(ValidationError, match=said):
+            read_spec(spec | {"method": {"objective": objective}})
     read_spec(spec)
+
+
+def test_a_reward_model_is_not_served() -> None:
+    spec = spec_with("deploy.enabled", True)
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="judges answers and gives none"):
+        read_spec(spec | {"method": {"objective": "reward"}})
+    artifact, base = {"uri": "s3://b/a"}, {"uri": "s3://b/x/"}
+    for kind, enabled, fits in (("reward", False, True), ("full", True, True), ("reward", True, False)):
+        model = {"base": base, "artifact": artifact, "version": "1", "kind": kind, "serving": {"enabled": enabled}}
+        with nullcontext() if fits else pytest.raises(ValidationError, match="cannot be served"):
+            TunedModelSpec.model_validate(model)
+
+
+SEQ2SEQ_REFUSED = {
+    "preferences": ("method.objective", "dpo", "is tuned by objective sft only"),
+    "prompts that are learned": ("dataset.trainOn", "all", "learns answers only"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), SEQ2SEQ_REFUSED.values(), ids=SEQ2SEQ_REFUSED)
+def test_what_an_encoder_decoder_cannot_do_is_refused_where_the_job_says_that_it_is_one(path: str, value: object, said: str) -> None:
+    spec = spec_with(path, value)
+    read_spec(spec)
+    with pytest.raises(ValidationError, match=said):
+        read_spec(spec | {"model": {"uri": "s3://b-1/models/x/", "architecture": "seq2seq"}})
+    read_spec(spec_with("model.architecture", "seq2seq"))
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])
@@ -101,6 +133,44 @@ def test_addresses_of_the_hub_need_a_revision(local: bool) -> None:
             read_spec(spec_with(path, address), local=local)
             with pytest.raises(ValidationError, match="pin a commit"):
                 read_spec(spec_with(path, address.replace("@", "/")), local=local)
+
+
+TUNED = ["model://helper", "model://helper.v2@20260301-12345678", "model://h@1.0"]
+NOT_TUNED = [
+    "model://",
+    "model://team-b/helper",
+    "model://Helper",
+    "model://helper@",
+    "model://helper@v1@v2",
+    "model://helper/merged",
+    "model://helper@-1",
+]
+
+
+def test_a_tuned_model_is_named_by_its_name_and_perhaps_its_version() -> None:
+    for uri in TUNED:
+        read_spec(spec_with("model.uri", uri))
+    for uri in NOT_TUNED:
+        with pytest.raises(ValidationError, match="by its name, of this namespace only"):
+            read_spec(spec_with("model.uri", uri))
+    with pytest.raises(ValidationError, match=r"dataset\.sources"):
+        read_spec(spec_with("dataset.sources.0.uri", "model://helper"))
+    with pytest.raises(ValidationError, match="leave credentialsSecret out"):
+        read_spec(spec_with("model", {"uri": "model://helper", "credentialsSecret": "keys"}))
+
+
+def test_names_of_tuned_models_are_found_in_any_spec_and_give_way_to_addresses() -> None:
+    spec = read_spec(spec_with("model.uri", "model://helper@v2"))
+    (named,) = references(spec.model_dump(by_alias=True))
+    assert (named.field.name, named.name, named.version) == ("spec.model.uri", "helper", "v2")
+    resolved = with_addresses(spec, {"spec.model.uri": "s3://b-1/helper"})
+    assert (resolved.model.uri, spec.model.uri, references(resolved.model_dump(by_alias=True))) == (
+        "s3://b-1/helper",
+        "model://helper@v2",
+        [],
+    )
+    nonsense: list[dict[str, object]] = [{}, {"model": None}, {"model": "x"}, {"model": {"uri": 7}}, {"model": {"uri": "s3://b/x"}}]
+    assert [references(spec) for spec in nonsense] == [[]] * len(nonsense)
 
 
 def test_a_tuned_model_may_have_its_base_on_the_hub_and_its_artefact_in_storage_only() -> None:
@@ -117,6 +187,7 @@ def test_the_definition_takes_the_addresses_that_the_types_take() -> None:
     patterns = {name: re.compile(schema[name]["properties"]["uri"]["pattern"]) for name in ("Model", "Source")}
     assert patterns["Model"].search("hf://org/name@main/")
     assert patterns["Model"].search("hf://org/name")
+    assert all(patterns["Model"].search(uri) and not patterns["Source"].search(uri) for uri in (*TUNED, *NOT_TUNED))
     assert patterns["Source"].search("hf://datasets/org/name@refs/pr/1/a b/*.jsonl")
     for name, pattern in patterns.items():
         assert pattern.search("s3://bucket/a/**/part-*.jsonl")

@@ -90,7 +90,7 @@ def test_the_unfinished_jobs_of_an_instruction_dataset_are_known_at_once() -> No
 
     assert put(2) == (1, 1)
     assert put(3, dataset={"digest": "x"}) == (1, 0)
-    assert stores.usage.users(Use.TRAINS, ("ns", "x")) == [KEY]
+    assert stores.usage.users(Use.TRAINS, ("ns", "x")) == [job("j", 3).id]
     assert put(1) == (1, 0), "an older view changes nothing"
     assert put(4, phase="Failed") == (0, 0)
     assert put(5, ref="other") == (0, 0)

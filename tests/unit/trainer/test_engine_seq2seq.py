@@ -81,7 +81,9 @@ async def test_base_and_adapter_answer_as_transformers_does(tmp_path: Path, layo
                 found = (await chat(client, messages, model=model)).json()["choices"][0]["message"]["content"]
                 assert found == told(network, messages), (model, messages)
         assert told(base, CHAT) != told(tuned, CHAT)
-        plainly = (await client.post("/v1/completions", json={"model": "base", "prompt": "once", "temperature": 0, "max_tokens": 12})).json()
+        plainly = (
+            await client.post("/v1/completions", json={"model": "base", "prompt": "once", "temperature": 0, "max_tokens": 12})
+        ).json()
         assert plainly["choices"][0]["text"] == answer(base, tokenizer, tokenizer("once").input_ids)
         assert plainly["usage"]["prompt_tokens"] == 4
 

@@ -55,7 +55,9 @@ class KeyFile(RecordFile):
         whole.flush()
 
 
-def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *, near: Longs | None = None, exchanges: bool = False) -> Fates:
+def fates(
+    keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *, near: Longs | None = None, exchanges: bool = False
+) -> Fates:
     """What becomes of each example. `tell` hears of those that are dropped: the reason, and keys of some of them, in order.
 
     `near` [pairs, 2] are numbers of examples that are nearly the same: the later ones are dropped if the job says so, and else stay with the earlier ones.

@@ -10,7 +10,7 @@ import numpy as np
 
 from tunewright_crds.dataset import DatasetStatus, Split
 from tunewright_crds.job import Architecture
-from tunewright_crds.method import Objective
+from tunewright_crds.method import Examples
 from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
@@ -34,6 +34,7 @@ class Findings:
         self.longest = task.longest
         self.objective = task.config.spec.method.objective
         self.seq2seq = task.seq2seq
+        self.examples = task.config.spec.method.examples
         self.drops = drops
         self.cleaner = Cleaner(task.options.cleaning)
         self.splits: dict[str, Written] = {}
@@ -90,10 +91,11 @@ class Findings:
     def facts(self) -> dict[str, Any]:
         """The report as data."""
         train = self.splits.get(Split.TRAIN.value, Written())
-        packs = self.options.packing and self.objective is not Objective.DPO and not self.seq2seq
+        packs = self.options.packing and self.examples is Examples.CONVERSATIONS and not self.seq2seq
         facts = {
             "objective": self.objective.value,
             "architecture": (Architecture.SEQ2SEQ if self.seq2seq else Architecture.CAUSAL).value,
+            "examples": self.examples.value,
             "dataset": self.status.model_dump(mode="json", by_alias=True, exclude={"reused", "report_uri"}),
             "sources": [
                 {

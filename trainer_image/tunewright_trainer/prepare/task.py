@@ -10,7 +10,7 @@ import orjson
 
 from tunewright_crds.dataset import Dataset, Split
 from tunewright_crds.job import Architecture
-from tunewright_crds.method import Examples, Objective
+from tunewright_crds.method import Examples
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.architecture import check_method
 from tunewright_trainer.prepare.model import BaseModel, check_supported, fetch_base_model
@@ -87,7 +87,7 @@ class Task:
     def depends(self) -> dict[str, Any]:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
-        objective = {"objective": Objective.DPO.value} if self.pairs else {}
+        examples = {"objective": "dpo"} if self.pairs else {}  # as it was called before other objectives learned from the same pairs
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         architecture = {"architecture": Architecture.SEQ2SEQ.value} if self.seq2seq else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
@@ -98,7 +98,7 @@ class Task:
             "seed": self.seed,
             "template": self.template,
             "model": self.model.hashes,
-            **objective,
+            **examples,
             **architecture,
             **held_out,
             **commit,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train import seq2seq
+from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Padded, Row, Rows, micro_batch
 from tunewright_trainer.train.model import Tuned
 

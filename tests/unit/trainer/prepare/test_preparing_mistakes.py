@@ -245,6 +245,7 @@ MANIFESTS: dict[str, tuple[str, str, str]] = {
     "an unknown field": (GOOD + "  method: {lora: {rnk: 8}}\n", "spec.method.lora.rnk", "unknown field"),
     "a learning rate above 1": (GOOD + "  hyperparameters: {learningRate: 5}\n", "spec.hyperparameters.learningRate", "at most 1"),
     "no source": (GOOD.replace("[{uri: /data/rows.jsonl}]", "[]"), "spec.dataset.sources", "give at least one of sources, or ref"),
+    "a TunedModel": (GOOD.replace("uri: /models/one", "uri: model://helper"), "spec.model.uri", "name the folder of the model"),
     "an InstructionDataset": (GOOD.replace("sources: [{uri: /data/rows.jsonl}]", "ref: support-v1"), "spec.dataset.ref", "of a cluster"),
     "a source without address": (GOOD.replace("{uri: /data/rows.jsonl}", "{}"), "spec.dataset.sources[0].uri", "Field required"),
     "a micro-batch that does not divide": (

@@ -141,8 +141,7 @@ def test_exchanges_of_one_conversation_are_no_near_duplicates_of_each_other(tmp_
     said = [question, "Sunny with a light breeze from the west and hardly a cloud in the sky until Sunday evening", "Thanks", "Gladly"]
     again = [question, said[1], "Thanks", "Welcome"]
     chats = [
-        {"messages": [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]}
-        for texts in (said, again)
+        {"messages": [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]} for texts in (said, again)
     ]
     near = {"cleaning": {"nearDuplicates": {"enabled": True, "threshold": 0.6}}}
     prepare_here(job(tmp_path, chats, dataset=near), tmp_path)
@@ -162,7 +161,12 @@ def test_the_data_of_another_kind_of_model_has_another_address(tmp_path: Path) -
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "causal is stated": ("t5", {"model": {"architecture": "causal"}}, "spec.model.architecture", "config.json says that the model is seq2seq"),
+    "causal is stated": (
+        "t5",
+        {"model": {"architecture": "causal"}},
+        "spec.model.architecture",
+        "config.json says that the model is seq2seq",
+    ),
     "seq2seq is stated": ("llama", {"model": {"architecture": "seq2seq"}}, "spec.model.architecture", "says that the model is causal"),
     "prompts to be learned": ("t5", {"dataset": {"trainOn": "all"}}, "spec.dataset.trainOn", "learns answers only"),
     "preferences": ("bart", {"method": {"objective": "dpo"}}, "spec.method.objective", "objective sft only"),
