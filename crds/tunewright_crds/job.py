@@ -3,6 +3,7 @@
 A field that is here has an effect; what is not here is refused by name.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any, Final
@@ -26,7 +27,20 @@ from tunewright_crds.fields import (
     untouched,
 )
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, OPTIONS, UNFIT, Examples, Method, Objective, either, misplaced
+from tunewright_crds.method import (
+    APART,
+    ARCHITECTURE,
+    LEARNS_FROM,
+    OPTIONS,
+    TUNER_OPTIONS,
+    UNFIT,
+    Examples,
+    Method,
+    Objective,
+    either,
+    misplaced,
+    misplaced_of_tuner,
+)
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -143,11 +157,10 @@ _REF_HAS_CONVERSATIONS: Final = (
 )
 _ANSWERS_ONLY: Final = "with another objective than sft only answers are compared: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
-_SEQ2SEQ_SFT: Final = "an encoder-decoder (seq2seq) is tuned by objective sft only"
-_SEQ2SEQ_ANSWERS: Final = "an encoder-decoder (seq2seq) learns answers only: trainOn is response or last-response"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
+_LISTS: Final = ("output.formats",)  # fields that hold several values
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
 
 
@@ -164,7 +177,7 @@ def _only(examples: Examples) -> str:
     return f"with objective {either(_objectives(examples))} every source holds {examples.value}: format {either(_FORMATS[examples])}, and no template"
 
 
-def _cel(values: Iterable[str]) -> str:
+def _cel(values: Iterable[str | bool]) -> str:
     return f"[{', '.join(repr(str(value)) for value in values)}]"
 
 
@@ -185,13 +198,37 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
 
+def _rules_of_tuners() -> Iterator[tuple[str, str]]:
+    """What the API server is told of tuners, and of fields that do not go together. It cannot look into `method.options`."""
+    for field, tuners in TUNER_OPTIONS.items():
+        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    for pair in APART:
+        yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
+
+
+def _is_among(field: str, values: Iterable[str | bool]) -> str:
+    if field in _LISTS:
+        return f"self.{field}.exists(one, one in {_cel(values)})"
+    if all(isinstance(value, bool) for value in values):
+        return f"self.{field} in {json.dumps(list(values))}"
+    return f"self.{field} in {_cel(values)}"
+
+
+def _found(spec: "JobSpec", field: str) -> list[Any]:
+    """The values of a field: all of a list's."""
+    node: Any = spec
+    for alias in field.split("."):
+        node = getattr(node, next(name for name, info in type(node).model_fields.items() if alias in (name, info.alias)))
+    return node if isinstance(node, list) else [node]
+
+
 class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
+        *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
-        ("self.model.architecture != 'seq2seq' || self.method.objective == 'sft'", _SEQ2SEQ_SFT),
-        ("self.model.architecture != 'seq2seq' || self.dataset.trainOn != 'all'", _SEQ2SEQ_ANSWERS),
     ),
 ):
     """What is wanted."""
@@ -241,9 +278,10 @@ class JobSpec(
         return self
 
     @model_validator(mode="after")
-    def _fits_the_architecture(self) -> "JobSpec":
-        if self.model.architecture is Architecture.SEQ2SEQ and (found := seq2seq_mistake(self)):
-            raise ValueError(found[1])
+    def _fields_go_together(self) -> "JobSpec":
+        for pair in APART:
+            if not {*pair.values}.isdisjoint(_found(self, pair.field)) and not {*pair.others}.isdisjoint(_found(self, pair.other)):
+                raise ValueError(pair.because)
         return self
 
     @model_validator(mode="after")
@@ -269,10 +307,9 @@ class JobSpec(
 
 def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
     """The field that an encoder-decoder cannot follow, and why; None where there is none. Whether the model is one, `auto` leaves to its config.json."""
-    if spec.method.objective is not Objective.SFT:
-        return "spec.method.objective", _SEQ2SEQ_SFT
-    if spec.dataset.train_on is TrainOn.ALL:
-        return "spec.dataset.trainOn", _SEQ2SEQ_ANSWERS
+    for pair in APART:
+        if pair.field == ARCHITECTURE and Architecture.SEQ2SEQ in pair.values and not {*pair.others}.isdisjoint(_found(spec, pair.other)):
+            return f"spec.{pair.other}", pair.because
     return None
 
 

@@ -60,6 +60,12 @@ FIELDS = {
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
     "an architecture that nobody knows": ("model.architecture", "rnn", "model.architecture"),
+    "options of lora with another tuner": (
+        "method",
+        {"tuner": "ia3", "lora": {"rank": 8}},
+        "lora holds options of tuner lora, qlora or dora",
+    ),
+    "biases of a reward model": ("method", {"objective": "reward", "tuner": "bitfit"}, "tuner bitfit is for objective sft"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "a tuned model of another namespace": ("model.uri", "model://team-b/helper", "of this namespace only"),
@@ -102,7 +108,10 @@ def test_what_cannot_work_is_refused_on_apply(kubectl: Kubectl, namespace: str, 
 
 def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace: str) -> None:
     job = job_with("model.architecture", "seq2seq", namespace)
-    for part, value, said in (("method", {"objective": "dpo"}, "objective sft only"), ("dataset", {"trainOn": "all"}, "learns answers only")):
+    for part, value, said in (
+        ("method", {"objective": "dpo"}, "objective sft only"),
+        ("dataset", {"trainOn": "all"}, "learns answers only"),
+    ):
         wrong = copy.deepcopy(job)
         wrong["spec"].setdefault(part, {}).update(value)
         with pytest.raises(CommandFailed, match=said):
@@ -121,6 +130,7 @@ RIGHT = {
         {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
     ),
     "preferences": ("method", {"objective": "dpo", "dpo": {"beta": 0.05, "labelSmoothing": 0.1}}),
+    "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "a tuned model": ("model.uri", "model://helper@20260301-12345678"),

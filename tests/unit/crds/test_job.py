@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -61,6 +62,9 @@ REFUSED = {
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "options of lora with another tuner": ("method", {"tuner": "ia3", "lora": {"rank": 8}}, "method"),
+    "options of a tuner that has none": ("method", {"tuner": "bitfit", "options": {"r": 8}}, "method"),
+    "too many options": ("method.options", {f"o{index}": 1 for index in range(33)}, "method.options"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
     "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
@@ -93,6 +97,18 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
         with pytest.raises(ValidationError, match=said):
             read_spec(spec | {"method": {"objective": objective}})
     read_spec(spec)
+
+
+UNFIT_VALUES = {
+    "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+}
+
+
+@pytest.mark.parametrize(("tuner", "parts", "said"), UNFIT_VALUES.values(), ids=UNFIT_VALUES)
+def test_tuners_and_fields_that_do_not_go_together_are_refused(tuner: str, parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        read_spec({**SMALLEST, "method": {"tuner": tuner}, **parts})
+    read_spec({**SMALLEST, **parts})
 
 
 def test_a_reward_model_is_not_served() -> None:

@@ -1,5 +1,7 @@
 """Is the artefact what was trained? Its files are loaded again, and must give the trained model's logits."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +20,13 @@ _AGAIN: Final = "verified"
 
 
 class Probe:
-    """The first document of a row, as far as `PROBE_TOKENS`; of an encoder-decoder's row source and target, each as far."""
+    """The first document of a row, as far as `PROBE_TOKENS`; of an encoder-decoder's row source and target, each as far.
 
-    def __init__(self, row: Row) -> None:
+    ``autocast`` brings weights of several precisions together.
+    """
+
+    def __init__(self, row: Row, autocast: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._autocast = autocast
         self._ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
         self._labels = torch.from_numpy(row.labels[:PROBE_TOKENS])[None] if isinstance(row, SourceTarget) else None
 
@@ -29,16 +35,21 @@ class Probe:
         """Logits [tokens, vocabulary] in fp32; of an encoder-decoder for each token of the target, of a reward model its number at each token, [tokens, 1]."""
         network.eval()
         if self._labels is not None:
-            begun = network.prepare_decoder_input_ids_from_labels(labels=self._labels.to(network.device))
-            written: torch.Tensor = network(input_ids=self._ids.to(network.device), decoder_input_ids=begun, use_cache=False).logits
-            return written[0].float().cpu()
-        with attention.documents([self._ids.shape[1]]):
+            return self._of_target(network).float().cpu()
+        with attention.documents([self._ids.shape[1]]), self._autocast():
             ids = self._ids.to(network.device)
             if hasattr(network, "score"):
                 answer = judged(network, network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[:, None]
             else:
                 answer = network(input_ids=ids, use_cache=False).logits[0].float()
         return answer.cpu()
+
+    def _of_target(self, network: Any) -> torch.Tensor:
+        assert self._labels is not None
+        begun = network.prepare_decoder_input_ids_from_labels(labels=self._labels.to(network.device))
+        with self._autocast():
+            written: torch.Tensor = network(input_ids=self._ids.to(network.device), decoder_input_ids=begun, use_cache=False).logits
+        return written[0]
 
 
 def adapter_logits(tuned: Tuned, folder: Path, probe: Probe) -> torch.Tensor:

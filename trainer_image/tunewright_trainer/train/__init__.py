@@ -22,6 +22,10 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
     ``work`` is a local folder for the model, the data and checkpoints on their way. Raises `Stopped` with the outcome after SIGTERM, once a
     checkpoint lies in storage; `Refusal` or what went wrong otherwise, with the outcome attached (`process.telling`).
     """
+    if config.spec.method.options:
+        from tunewright_trainer.train import options
+
+        options.checked(config.spec.method)
     with ThreadPoolExecutor(2) as pool:
         # Both arrive while the libraries are being imported, which takes seconds.
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)

@@ -105,7 +105,7 @@ class Run:
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.objective = objective_of(self.spec)
-        self.tuned = load(model, self.spec)
+        self.tuned = load(model, self.spec, steps=self.plan.max_steps)
         self.weights = self.tuned.trainable
         self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
         self.counters = Counters()
