@@ -37,6 +37,7 @@ from tunewright_crds.method import (
     Examples,
     Method,
     Objective,
+    Tuner,
     either,
     misplaced,
     misplaced_of_tuner,
@@ -161,6 +162,11 @@ _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
 _LISTS: Final = ("output.formats",)  # fields that hold several values
+# The formats whose rows tell an instruction and its input apart.
+INSTRUCTED: Final = (DataFormat.AUTO, DataFormat.ALPACA, DataFormat.DOLLY, DataFormat.NATURAL_INSTRUCTIONS, DataFormat.SELF_INSTRUCT)
+_INSTRUCTED_ONLY: Final = (
+    f"tuner hint learns from rows that tell instruction and input apart: sources of format {either(INSTRUCTED)}, no template, and no ref"
+)
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
 
 
@@ -203,6 +209,8 @@ def _rules_of_tuners() -> Iterator[tuple[str, str]]:
     for field, tuners in TUNER_OPTIONS.items():
         left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
         yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    instructed = f"self.dataset.ref == '' && self.dataset.sources.all(s, s.template == '' && s.format in {_cel(INSTRUCTED)})"
+    yield f"self.method.tuner != 'hint' || ({instructed})", _INSTRUCTED_ONLY
     for pair in APART:
         yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
 
@@ -288,6 +296,13 @@ class JobSpec(
     def _served_models_answer(self) -> "JobSpec":
         if self.method.objective is Objective.REWARD and self.deploy.enabled:
             raise ValueError(_NOT_SERVED)
+        return self
+
+    @model_validator(mode="after")
+    def _data_fits_the_tuner(self) -> "JobSpec":
+        told_apart = not self.dataset.ref and all(not one.template and one.format in INSTRUCTED for one in self.dataset.sources)
+        if self.method.tuner is Tuner.HINT and not told_apart:
+            raise ValueError(_INSTRUCTED_ONLY)
         return self
 
     @model_validator(mode="after")

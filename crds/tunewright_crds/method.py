@@ -16,7 +16,7 @@ class Objective(StrEnum):
 
 
 class Tuner(StrEnum):
-    """Each but full, qlora, dora and bitfit is a method of PEFT; most are called there as they are here."""
+    """Each but full, qlora, dora, bitfit and hint is a method of PEFT; most are called there as they are here."""
 
     FULL = "full"
     LORA = "lora"
@@ -34,6 +34,7 @@ class Tuner(StrEnum):
     FROD = "frod"
     GLORA = "glora"
     GRALORA = "gralora"
+    HINT = "hint"
     HIRA = "hira"
     HRA = "hra"
     IA3 = "ia3"
@@ -59,8 +60,9 @@ class Tuner(StrEnum):
 
 
 WHOLE: Final = (Tuner.FULL, Tuner.BITFIT)  # they change weights of the model itself, and publish all of it
+OWN: Final = (*WHOLE, Tuner.HINT)  # none of PEFT
 LORA_FAMILY: Final = (Tuner.LORA, Tuner.QLORA, Tuner.DORA)
-UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY)  # their adapters cannot be added into the weights
+UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY, Tuner.HINT)  # their adapters cannot be added into the weights
 # Their adapters can be written as LoRA matrices.
 CONVERTIBLE: Final = (
     Tuner.DORA,
@@ -112,6 +114,21 @@ class Lora(Part):
         description="Which layers get an adapter: `all-linear` (all but the output head), or names joined by commas such as q_proj,v_proj.",
     )
     rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732).")
+
+
+class Hint(Part):
+    """Options of tuner hint, a hypernetwork that reads the instruction and writes weights (Ivison et al. 2023, arXiv:2212.10315)."""
+
+    prefix_tokens: int = Field(
+        30, alias="prefixTokens", ge=1, le=512, description="Keys and values that are written in front of each layer's self-attention."
+    )
+    adapter_rank: int = Field(
+        64, alias="adapterRank", ge=1, le=1024, description="Width of the adapter that is written beside each layer's feed-forward part."
+    )
+    hidden_size: int = Field(
+        128, alias="hiddenSize", ge=1, le=8192, description="Width of the small networks that write them, which all layers share."
+    )
+    fusion: bool = Field(True, description="The decoder also looks at what the encoder read of the instruction, in front of the input.")
 
 
 class Dpo(Part):
@@ -186,6 +203,15 @@ APART: Final[tuple[Apart, ...]] = (
         ("all",),
         "an encoder-decoder (seq2seq) learns answers only: trainOn is response or last-response",
     ),
+    Apart("method.tuner", (Tuner.HINT,), ARCHITECTURE, ("causal",), "tuner hint is for encoder-decoders: T5 and mT5"),
+    Apart("method.tuner", (Tuner.HINT,), "method.objective", every(Objective, but=(Objective.SFT,)), "tuner hint is for objective sft"),
+    Apart(
+        "method.tuner",
+        (Tuner.HINT,),
+        "deploy.enabled",
+        (True,),
+        "what tuner hint makes is not served yet: its model is asked from Python (see the model card), so leave deploy out",
+    ),
     Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
     Apart(
         "method.tuner",
@@ -206,8 +232,8 @@ APART: Final[tuple[Apart, ...]] = (
 # Fields of `method` that hold options, and the objectives that these are for.
 OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,), "reward": (Objective.REWARD,)}
 # The same for tuners.
-TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY}
-NO_OPTIONS: Final = f"tuner {' and '.join(WHOLE)} have no options: leave method.options out"
+TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY, "hint": (Tuner.HINT,)}
+NO_OPTIONS: Final = f"tuner {' and '.join(OWN)} have no options of PEFT: leave method.options out"
 
 
 def either(names: Sequence[str]) -> str:
@@ -233,7 +259,8 @@ class Method(Part):
     all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise; it
     needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model. bitfit trains the biases of a
     model that has some (GPT-2, Qwen2). dora splits weights into size and direction. ia3 and ln-tuning train least. The others are the
-    methods of PEFT, by its names.
+    methods of PEFT, by its names. hint trains a hypernetwork beside a frozen T5 or mT5: it reads an instruction once and writes prefixes and adapters for
+    the model, which then reads inputs without the instruction; for rows that tell instruction and input apart, to follow instructions never seen.
 
     options are those of the tuner's config class in PEFT, by its names: {r: 8} with loha, {num_virtual_tokens: 16} with prompt. What PEFT
     does not know is refused before a pod with a GPU is made.
@@ -252,7 +279,7 @@ class Method(Part):
     )
     tuner: Tuner = Field(
         Tuner.LORA,
-        description="Which weights change: full (all), bitfit (biases), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU), or another adapter of PEFT.",
+        description="Which weights change: full (all), bitfit (biases), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU), hint (a hypernetwork beside a frozen T5, which reads each instruction once), or another adapter of PEFT.",
     )
     lora: Lora = Field(default_factory=Lora, description="Options of lora, qlora and dora.")
     options: dict[str, Any] = Field(
@@ -261,6 +288,7 @@ class Method(Part):
         description="Further options of an adapter, by the names of its config class in PEFT.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
+    hint: Hint = Field(default_factory=Hint, description="Options of tuner hint.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
 
@@ -272,7 +300,7 @@ class Method(Part):
         for field, tuners in TUNER_OPTIONS.items():
             if self.tuner not in tuners and (options := getattr(self, field)) != type(options)():
                 raise ValueError(misplaced_of_tuner(field))
-        if self.options and self.tuner in WHOLE:
+        if self.options and self.tuner in OWN:
             raise ValueError(NO_OPTIONS)
         if unfit := UNFIT.get((self.objective, self.tuner)):
             raise ValueError(unfit)

@@ -66,6 +66,7 @@ FIELDS = {
         "lora holds options of tuner lora, qlora or dora",
     ),
     "biases of a reward model": ("method", {"objective": "reward", "tuner": "bitfit"}, "tuner bitfit is for objective sft"),
+    "options of a hypernetwork with another tuner": ("method.hint.fusion", False, "hint holds options of tuner hint"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "a tuned model of another namespace": ("model.uri", "model://team-b/helper", "of this namespace only"),
@@ -112,6 +113,24 @@ def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace
         ("method", {"objective": "dpo"}, "objective sft only"),
         ("dataset", {"trainOn": "all"}, "learns answers only"),
     ):
+        wrong = copy.deepcopy(job)
+        wrong["spec"].setdefault(part, {}).update(value)
+        with pytest.raises(CommandFailed, match=said):
+            kubectl.apply(wrong)
+    kubectl.apply(job)
+
+
+HINT = {
+    "a decoder alone": ("model", {"architecture": "causal"}, "is for encoder-decoders"),
+    "serving": ("deploy", {"enabled": True}, "is not served yet"),
+    "a merged model": ("output", {"formats": ["merged"]}, "cannot be merged"),
+    "data that is not told apart": ("dataset", {"ref": "support-v1", "sources": []}, "tell instruction and input apart"),
+}
+
+
+def test_a_hypernetwork_is_tuned_by_instructions_with_inputs(kubectl: Kubectl, namespace: str) -> None:
+    job = job_with("method", {"tuner": "hint", "hint": {"prefixTokens": 8}}, namespace)
+    for part, value, said in HINT.values():
         wrong = copy.deepcopy(job)
         wrong["spec"].setdefault(part, {}).update(value)
         with pytest.raises(CommandFailed, match=said):

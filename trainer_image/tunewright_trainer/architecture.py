@@ -10,6 +10,8 @@ from tunewright_crds.job import Architecture, JobSpec, seq2seq_mistake
 
 # Encoder-decoder models whose encoder reads text and whose decoder begins as `prepare_decoder_input_ids_from_labels` says.
 SEQ2SEQ: Final = ("t5", "mt5", "umt5", "longt5", "bart")
+HINTED: Final = ("t5", "mt5")
+"""Those whose layers a hypernetwork can write for."""
 _SEQ2SEQ_WEIGHTS: Final = "ForConditionalGeneration"
 
 
@@ -66,3 +68,14 @@ def check_method(spec: JobSpec) -> None:
     """Refuse what an encoder-decoder cannot follow."""
     if found := seq2seq_mistake(spec):
         raise Refusal(FailureCode.CONFIG_INVALID, found[1], param=found[0])
+
+
+def check_hint(config: Mapping[str, Any]) -> None:
+    """Refuse a model that no hypernetwork can write for."""
+    kind = config.get("model_type")
+    if kind not in HINTED:
+        raise Refusal(
+            FailureCode.CONFIG_INVALID,
+            f"tuner hint is for {' and '.join(HINTED)}, and the model is {str(kind)[:64]}",
+            param="spec.method.tuner",
+        )

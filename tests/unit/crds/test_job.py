@@ -138,6 +138,31 @@ def test_what_an_encoder_decoder_cannot_do_is_refused_where_the_job_says_that_it
     read_spec(spec_with("model.architecture", "seq2seq"))
 
 
+HINT_REFUSED = {
+    "a decoder alone": ("model.architecture", "causal", "is for encoder-decoders"),
+    "preferences": ("method.objective", "dpo", "is for objective sft"),
+    "a merged model": ("output.formats", ["adapter", "merged"], "cannot be merged"),
+    "serving": ("deploy.enabled", True, "is not served yet"),
+    "options of PEFT": ("method.options", {"r": 8}, "no options of PEFT"),
+    "data of an InstructionDataset": ("dataset", {"ref": "support-v1"}, "tell instruction and input apart"),
+    "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "tell instruction and input apart"),
+    "conversations": ("dataset.sources.0.format", "chat", "tell instruction and input apart"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), HINT_REFUSED.values(), ids=HINT_REFUSED)
+def test_what_a_hypernetwork_cannot_do_is_refused(path: str, value: object, said: str) -> None:
+    spec = spec_with(path, value)
+    with pytest.raises(ValidationError, match=said):
+        read_spec(spec | {"method": {**spec.get("method", {}), "tuner": "hint"}})  # type: ignore[dict-item]
+    read_spec(spec_with("dataset.sources.0.format", "natural-instructions") | {"method": {"tuner": "hint"}})
+
+
+def test_options_of_the_hypernetwork_are_for_its_tuner() -> None:
+    with pytest.raises(ValidationError, match="hint holds options of tuner hint"):
+        read_spec(spec_with("method.hint", {"prefixTokens": 8}))
+
+
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])
 def test_addresses_of_the_hub_need_a_revision(local: bool) -> None:
     pinned = {

@@ -15,6 +15,7 @@ from tunewright_trainer.prepare.template import ID_BYTES, as_bytes, tokenize
 from tunewright_trainer.prepare.words import words
 
 IGNORED: Final = -100
+INSTRUCTION: Final = -101  # the same, of the tokens that a hypernetwork reads and not the model itself
 
 OVERLONG: Final = "longer than maxLength"
 
@@ -41,14 +42,15 @@ class Encoded:
     truncated: int
     signatures: Signatures | None = None
     """[examples, PERMUTATIONS], where near duplicates are looked for."""
-    sources: Longs = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """[examples], in tokens: of what an encoder-decoder learns, the source, which comes before its target; empty for other models."""
+    parts: Longs = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """[examples], in tokens: of what an encoder-decoder learns, the longest of source, target and instruction; empty for other models."""
 
     @property
     def longest(self) -> Longs:
         """[examples], in tokens: the longest part of each that the model reads by itself."""
-        first = self.chosen if len(self.chosen) else self.sources
-        return np.maximum(first, self.lengths - first) if len(first) else self.lengths
+        if len(self.parts):
+            return self.parts
+        return np.maximum(self.chosen, self.lengths - self.chosen) if len(self.chosen) else self.lengths
 
     def example(self, number: int) -> tuple[Ints, Ints]:
         """Ids and labels of an example, by its number among those that are kept."""

@@ -68,7 +68,14 @@ class Reader:
     def _encode(self, pieces: Sequence[Piece]) -> None:
         task = self._task
         recipe = Recipe(
-            task.model.folder, task.template, self._options.train_on, task.longest, self._options.overlong, task.compares, task.seq2seq
+            task.model.folder,
+            task.template,
+            self._options.train_on,
+            task.longest,
+            self._options.overlong,
+            near=task.compares,
+            seq2seq=task.seq2seq,
+            instructed=task.instructed,
         )
         processes = thread_count(task.config.spec.resources.cpu)
         size = sum(task.sources[piece.source].files[file].size for piece in pieces for file in piece.files)

@@ -132,7 +132,10 @@ class _Preparation:
         found = fates(keys, self.options, self._drop_all, near=near, exchanges=self.task.seq2seq)
         taken = 0
         writers = [
-            SplitWriter(self.folder / split.value, self.options, pairs=self.task.pairs, seq2seq=self.task.seq2seq) for split in SPLITS
+            SplitWriter(
+                self.folder / split.value, self.options, pairs=self.task.pairs, seq2seq=self.task.seq2seq, instructed=self.task.instructed
+            )
+            for split in SPLITS
         ]
         times = copies(keys, found, [source.spec.weight for source in self.sources], self._drop_all)
         with Progress("writing", int(times[found != DROPPED].sum())) as progress:

@@ -217,6 +217,6 @@ def _shown(found: Encoded, number: int, tokenizer: Any) -> list[dict[str, Any]]:
 
 def _sample(ids: Ints, labels: Ints, tokenizer: Any) -> list[dict[str, Any]]:
     """An example as text, in pieces that are learned or not."""
-    learned = labels != IGNORED
+    learned = labels >= 0
     cuts = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist(), len(learned)]
     return [{"text": tokenizer.decode(ids[start:end].tolist()), "learned": bool(learned[start])} for start, end in itertools.pairwise(cuts)]

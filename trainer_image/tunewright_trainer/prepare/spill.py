@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright_crds.dataset import Dataset
-from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints, Longs
+from tunewright_trainer.prepare.encode import IGNORED, INSTRUCTION, Encoded, Ints, Longs
 from tunewright_trainer.prepare.keys import SPLITS, Fates
 from tunewright_trainer.prepare.pack import best_fit_decreasing
 
@@ -21,6 +21,7 @@ MAX_FILE_BYTES: Final = 512 * 2**20
 _TOKENS: Final = pa.list_(pa.int32())
 _WRITTEN: Final = pa.schema([("input_ids", _TOKENS), ("labels", _TOKENS)])
 _PACKED: Final = _WRITTEN.append(pa.field("lengths", _TOKENS))
+_INSTRUCTED: Final = _WRITTEN.append(pa.field("instruction", _TOKENS))
 _PAIRS: Final = _WRITTEN.append(pa.field("chosen", pa.int32()))
 
 
@@ -99,13 +100,14 @@ class SplitWriter:
     Pairs are a row each, and so are sources with their targets (`seq2seq`).
     """
 
-    def __init__(self, folder: Path, options: Dataset, *, pairs: bool, seq2seq: bool = False) -> None:
+    def __init__(self, folder: Path, options: Dataset, *, pairs: bool, seq2seq: bool = False, instructed: bool = False) -> None:
         self.written = Written()
         self._pairs = pairs
         self._seq2seq = seq2seq
+        self._instructed = instructed
         self._packing = options.packing and not pairs and not seq2seq
         self._capacity = options.max_length
-        self._files = _Files(folder, _PACKED if self._packing or pairs else _WRITTEN)
+        self._files = _Files(folder, _PACKED if self._packing or pairs else _INSTRUCTED if instructed else _WRITTEN)
         self._waiting: list[Examples] = []
         self._examples = self._tokens = 0
 
@@ -133,12 +135,12 @@ class SplitWriter:
         if bins is not None:
             table = _packed(window, bins)
         else:
-            table = _paired(window) if self._pairs else _sourced(window) if self._seq2seq else _plain(window)
+            table = _paired(window) if self._pairs else _sourced(window, instructed=self._instructed) if self._seq2seq else _plain(window)
         self._files.write(table)
         self.written.examples += len(lengths)
         self.written.rows += len(lengths) if bins is None else len(bins)
         self.written.tokens += len(window.ids)
-        self.written.trainable_tokens += int((window.labels != IGNORED).sum())
+        self.written.trainable_tokens += int((window.labels >= 0).sum())
         self._waiting, self._examples, self._tokens = [], 0, 0
 
 
@@ -154,12 +156,18 @@ def _paired(window: Examples) -> Any:
     return pa.table([*_lists(window.lengths, window.ids, window.labels), *_lists(twice, both.ravel())], schema=_PACKED)
 
 
-def _sourced(window: Examples) -> Any:
-    """A row for each example of an encoder-decoder, with columns input_ids [tokens of the source] and labels [tokens of the target]."""
-    learned = window.labels != IGNORED
-    targets = np.add.reduceat(learned, np.concatenate([[0], np.cumsum(window.lengths)[:-1]]), dtype=np.int64)
-    sources, answers = _lists(window.lengths - targets, window.ids[~learned]), _lists(targets, window.labels[learned])
-    return pa.table([*sources, *answers], schema=_WRITTEN)
+def _sourced(window: Examples, *, instructed: bool) -> Any:
+    """A row for each example of an encoder-decoder, with columns input_ids [tokens of the source] and labels [tokens of the target], and where instructions
+    stand apart also instruction [its tokens]."""
+    starts = np.concatenate([[0], np.cumsum(window.lengths)[:-1]])
+
+    def part(mask: Any, values: Ints) -> list[Any]:
+        return _lists(np.add.reduceat(mask, starts, dtype=np.int64), values[mask])
+
+    columns = part(window.labels == IGNORED, window.ids) + part(window.labels >= 0, window.labels)
+    if instructed:
+        columns += part(window.labels == INSTRUCTION, window.ids)
+    return pa.table(columns, schema=_INSTRUCTED if instructed else _WRITTEN)
 
 
 def _packed(window: Examples, bins: Sequence[Sequence[int]]) -> Any:

@@ -10,9 +10,9 @@ import orjson
 
 from tunewright_crds.dataset import Dataset, Split
 from tunewright_crds.job import Architecture
-from tunewright_crds.method import Examples
+from tunewright_crds.method import Examples, Tuner
 from tunewright_crds.pod import PodConfig
-from tunewright_trainer.architecture import check_method
+from tunewright_trainer.architecture import check_hint, check_method
 from tunewright_trainer.prepare.model import BaseModel, check_supported, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
 from tunewright_trainer.prepare.template import chat_template
@@ -62,11 +62,18 @@ class Task:
         """Whether the examples are sources with their targets."""
         return self.model.seq2seq
 
+    @property
+    def instructed(self) -> bool:
+        """Whether instructions stand apart from their inputs."""
+        return self.config.spec.method.tuner is Tuner.HINT
+
     def check(self) -> None:
         """Refuse a model that cannot be tuned, or not in this way."""
         check_supported(self.model, self.config.spec.model.architecture)
         if self.seq2seq:
             check_method(self.config.spec)
+        if self.instructed:
+            check_hint(self.model.config)
 
     @property
     def seed(self) -> int:
@@ -89,7 +96,7 @@ class Task:
         options = self.options.model_dump(mode="json", by_alias=True)
         examples = {"objective": "dpo"} if self.pairs else {}  # as it was called before other objectives learned from the same pairs
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
-        architecture = {"architecture": Architecture.SEQ2SEQ.value} if self.seq2seq else {}
+        architecture = {"architecture": Architecture.SEQ2SEQ.value, "instructed": self.instructed} if self.seq2seq else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {
             "version": DATA_VERSION,

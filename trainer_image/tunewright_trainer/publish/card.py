@@ -27,18 +27,23 @@ _JUDGE: Final = (
     "`AutoModelForSequenceClassification` (num_labels=1), render the conversation with the chat template, and read the one logit. Only differences between "
     "answers to one prompt mean something.\n\nReward model"
 )
+_HYPERNETWORK: Final = (
+    "A hypernetwork (HINT: Ivison et al. 2023, arXiv:2212.10315): it reads an instruction once and writes weights for its base, which then answers inputs. "
+    "Ask it with `tunewright_trainer.train.hint`: `network = load(base_folder, this_folder)`, then `generate(network, instructions, inputs)`, all as token "
+    "ids of texts that the chat template renders. No other program reads it, and no engine serves it.\n\nHypernetwork"
+)
 _ENCODER_DECODER: Final = "An encoder-decoder that is instruction-tuned; transformers loads it with `AutoModelForSeq2SeqLM`.\n\nTuned model"
 
 
-def model_card(source: dict[str, Any], metrics: dict[str, float], *, seq2seq: bool = False) -> str:
-    """Markdown with the Hub's front matter. `seq2seq`: it is an encoder-decoder."""
+def model_card(source: dict[str, Any], metrics: dict[str, float], *, seq2seq: bool = False, hypernetwork: bool = False) -> str:
+    """Markdown with the Hub's front matter. `seq2seq`: it is an encoder-decoder; `hypernetwork`: the adapter is one that writes weights for it."""
     base, job = source["base"], source["job"]
     licenses = source["licenses"] or ["not stated"]
     rows = "\n".join(f"| {name} | {metrics[name]:.6g} |" for name in _TOLD if name in metrics)
     judge = source["objective"] == "reward"
     task = "text-classification" if judge else "text2text-generation" if seq2seq else "text-generation"
-    what = _JUDGE if judge else _ENCODER_DECODER if seq2seq else "An instruction-tuned model"
-    library = "peft" if source["kind"] == "adapter" else "transformers"
+    what = _JUDGE if judge else _HYPERNETWORK if hypernetwork else _ENCODER_DECODER if seq2seq else "An instruction-tuned model"
+    library = "tunewright" if hypernetwork else "peft" if source["kind"] == "adapter" else "transformers"
     return f"""---
 base_model: {base}
 library_name: {library}

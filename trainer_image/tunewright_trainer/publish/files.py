@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from tunewright_trainer.architecture import auto_model
-from tunewright_trainer.train import attention
+from tunewright_trainer.train import attention, hint
 from tunewright_trainer.train.model import Tuned
 
 TOKENIZER_FILES: Final = (
@@ -35,6 +35,11 @@ def write_adapter(tuned: Tuned, folder: Path, *, base_uri: str) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": base_uri, "inference_mode": True}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_hypernetwork(tuned: Tuned, folder: Path, *, base_uri: str) -> None:
+    """The layout of `tunewright_trainer.train.hint`, which no other program reads."""
+    hint.save(tuned.network, folder, base_uri=base_uri)
 
 
 def write_whole(network: Any, folder: Path, *, dtype: torch.dtype) -> None:

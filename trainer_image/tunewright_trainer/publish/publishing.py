@@ -106,7 +106,8 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
     probe = verify.Probe(result.probe, result.tuned.autocast)
     if kind is Kind.ADAPTER:
         expected = probe.logits(result.tuned.network)
-        files.write_adapter(result.tuned, folder, base_uri=source["base"])
+        write_it = files.write_adapter if result.tuned.peft is not None else files.write_hypernetwork
+        write_it(result.tuned, folder, base_uri=source["base"])
         found = verify.adapter_logits(result.tuned, folder, probe)
         tolerance = verify.SAME if result.tuned.compute is torch.float32 else verify.ROUNDED
     else:
@@ -124,7 +125,13 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
     files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
     if result.config.spec.method.objective is Objective.REWARD:
         files.pad_with(folder, padding_of(result.base_folder)[1])
-    (folder / "README.md").write_text(model_card(source, result.metrics, seq2seq=is_seq2seq(result.base_folder)), encoding="utf-8")
+    card = model_card(
+        source,
+        result.metrics,
+        seq2seq=is_seq2seq(result.base_folder),
+        hypernetwork=result.config.spec.method.tuner is Tuner.HINT,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _digest_if_done(store: Store, key: str, source: dict[str, Any]) -> str | None:

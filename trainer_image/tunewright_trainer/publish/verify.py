@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import torch
 
-from tunewright_trainer.train import attention
-from tunewright_trainer.train.data import Row, SourceTarget
+from tunewright_trainer.train import attention, hint, seq2seq
+from tunewright_trainer.train.data import Padded, Row, SourceTarget, micro_batch
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reward_model import judged
 
@@ -28,14 +28,17 @@ class Probe:
     def __init__(self, row: Row, autocast: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._autocast = autocast
         self._ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
-        self._labels = torch.from_numpy(row.labels[:PROBE_TOKENS])[None] if isinstance(row, SourceTarget) else None
+        self._row = row.shortened(PROBE_TOKENS) if isinstance(row, SourceTarget) else None
 
     @torch.no_grad()
     def logits(self, network: Any) -> torch.Tensor:
         """Logits [tokens, vocabulary] in fp32; of an encoder-decoder for each token of the target, of a reward model its number at each token, [tokens, 1]."""
         network.eval()
-        if self._labels is not None:
-            return self._of_target(network).float().cpu()
+        if self._row is not None:
+            batch = micro_batch([self._row], network.device)
+            assert isinstance(batch, Padded)
+            with self._autocast():
+                return seq2seq.logits(network, batch).float().cpu()
         with attention.documents([self._ids.shape[1]]), self._autocast():
             ids = self._ids.to(network.device)
             if hasattr(network, "score"):
@@ -44,17 +47,16 @@ class Probe:
                 answer = network(input_ids=ids, use_cache=False).logits[0].float()
         return answer.cpu()
 
-    def _of_target(self, network: Any) -> torch.Tensor:
-        assert self._labels is not None
-        begun = network.prepare_decoder_input_ids_from_labels(labels=self._labels.to(network.device))
-        with self._autocast():
-            written: torch.Tensor = network(input_ids=self._ids.to(network.device), decoder_input_ids=begun, use_cache=False).logits
-        return written[0]
-
 
 def adapter_logits(tuned: Tuned, folder: Path, probe: Probe) -> torch.Tensor:
     """What an adapter's files give over the base in memory, which training has not changed. Leaves ``tuned`` as it was."""
-    assert tuned.peft is not None
+    if tuned.peft is None:
+        trained = getattr(tuned.network, hint.PART)
+        hint.load_hypernetwork(tuned.network, folder)
+        try:
+            return probe.logits(tuned.network)
+        finally:
+            tuned.network.add_module(hint.PART, trained)
     tuned.peft.load_adapter(folder, _AGAIN)
     tuned.peft.set_adapter(_AGAIN)
     try:

@@ -1,7 +1,7 @@
 """Prepared rows, their order, and the micro-batches made of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +36,12 @@ class Row:
 
 @dataclass(frozen=True)
 class SourceTarget(Row):
-    """A row for an encoder-decoder: ``input_ids`` are what the encoder reads, ``labels`` what the decoder shall write, each of a length of its own."""
+    """A row for an encoder-decoder: ``input_ids`` are what the encoder reads, ``labels`` what the decoder shall write, each of a length of its own.
+
+    For a hypernetwork there is an ``instruction``, which is no part of ``input_ids``.
+    """
+
+    instruction: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def targets(self) -> int:
@@ -46,7 +51,12 @@ class SourceTarget(Row):
     @property
     def tokens(self) -> int:
         """Tokens that encoder and decoder read."""
-        return len(self.input_ids) + len(self.labels)
+        return len(self.input_ids) + len(self.labels) + len(self.instruction)
+
+    def shortened(self, longest: int) -> "SourceTarget":
+        """With each part cut to so many tokens."""
+        source = self.input_ids[:longest]
+        return SourceTarget(source, self.labels[:longest], [len(source)], self.instruction[:longest])
 
 
 class Rows:
@@ -65,7 +75,8 @@ class Rows:
             raise IndexError(index)
         ids = self._numbers("input_ids", index)
         if self._seq2seq:
-            return SourceTarget(ids, self._numbers("labels", index), [len(ids)])
+            told = [self._numbers("instruction", index)] if "instruction" in self._table.column_names else []
+            return SourceTarget(ids, self._numbers("labels", index), [len(ids)], *told)
         lengths = self._numbers("lengths", index).tolist() if "lengths" in self._table.column_names else [len(ids)]
         return Row(ids, self._numbers("labels", index), lengths)
 
@@ -138,6 +149,10 @@ class Padded(MicroBatch):
     """
 
     labels: torch.Tensor
+    instructions: torch.Tensor | None = None
+    """[instructions, tokens], each once, filled up with -1; None where rows have none."""
+    of_instruction: torch.Tensor | None = None
+    """[rows]: which of them is the row's."""
 
     @property
     def tokens(self) -> int:
@@ -152,7 +167,7 @@ class Padded(MicroBatch):
 def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
     """Rows as one sequence without padding, on ``device``; those of an encoder-decoder beside one another (`Padded`)."""
     if isinstance(rows[0], SourceTarget):
-        return _beside(rows, device)
+        return _beside([row for row in rows if isinstance(row, SourceTarget)], device)
     lengths = [length for row in rows for length in row.lengths]
     labels = _without_first(np.concatenate([row.labels for row in rows]), lengths)
     learned = np.flatnonzero(labels != IGNORED)
@@ -166,10 +181,13 @@ def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
     )
 
 
-def _beside(rows: Sequence[Row], device: torch.device) -> Padded:
-    sources, labels = _filled([row.input_ids for row in rows], 0), _filled([row.labels for row in rows], IGNORED)
+def _beside(rows: Sequence[SourceTarget], device: torch.device) -> Padded:
+    sources, labels = filled([row.input_ids for row in rows], 0), filled([row.labels for row in rows], IGNORED)
     flat = labels.ravel()
     keep = np.flatnonzero(flat != IGNORED)
+    told = {row.instruction.tobytes(): row.instruction for row in rows if len(row.instruction)}
+    numbers = {key: number for number, key in enumerate(told)}
+    which = [numbers[row.instruction.tobytes()] for row in rows] if told else None
     positions = np.broadcast_to(np.arange(sources.shape[1]), sources.shape)
     return Padded(
         input_ids=torch.from_numpy(sources).to(device),
@@ -178,15 +196,17 @@ def _beside(rows: Sequence[Row], device: torch.device) -> Padded:
         keep=torch.from_numpy(keep).to(device),
         targets=torch.from_numpy(flat[keep]).to(device),
         labels=torch.from_numpy(labels).to(device),
+        instructions=None if which is None else torch.from_numpy(filled(list(told.values()), -1)).to(device),
+        of_instruction=None if which is None else torch.tensor(which, device=device),
     )
 
 
-def _filled(parts: Sequence[Ints], value: int) -> Ints:
-    """[parts, longest]"""
-    filled = np.full((len(parts), max(map(len, parts))), value, dtype=np.int64)
+def filled(parts: Sequence[Ints], value: int) -> Ints:
+    """[parts, longest], the shorter parts filled up with ``value``."""
+    whole = np.full((len(parts), max(map(len, parts))), value, dtype=np.int64)
     for number, part in enumerate(parts):
-        filled[number, : len(part)] = part
-    return filled
+        whole[number, : len(part)] = part
+    return whole
 
 
 def grouped(rows: Sequence[Row], micro_batch_size: int | str, *, halvings: int = 0) -> Iterator[Sequence[Row]]:

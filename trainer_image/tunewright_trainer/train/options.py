@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.method import LORA_FAMILY, WHOLE, Method, Objective, Tuner
+from tunewright_crds.method import LORA_FAMILY, OWN, Method, Objective, Tuner
 
 PARAM: Final = "spec.method.options"
 # Tuners that PEFT calls otherwise.
@@ -66,11 +66,11 @@ def checked(method: Method, *, steps: int = 0) -> Any:
 
 
 def config_class(tuner: Tuner) -> Any:
-    """PEFT's config class for a tuner, which is none of `WHOLE`."""
+    """PEFT's config class for a tuner, which is none of `OWN`."""
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    assert tuner not in WHOLE
+    assert tuner not in OWN
     return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[_TYPES.get(tuner, tuner.name)]]
 
 

@@ -6,18 +6,27 @@ from typing import Any
 
 import torch
 
+from tunewright_trainer.train import hint
 from tunewright_trainer.train.data import Padded
 from tunewright_trainer.train.model import Tuned
 
 
 def forward(tuned: Tuned, batch: Padded) -> torch.Tensor:
-    """Logits [targets, vocabulary] in fp32. The decoder begins as the model itself shifts labels, each family in its own way."""
-    network = tuned.network
+    """Logits [targets, vocabulary] in fp32."""
+    with tuned.autocast():
+        return logits(tuned.network, batch).float()
+
+
+def logits(network: Any, batch: Padded) -> torch.Tensor:
+    """Logits [targets, vocabulary]. The decoder begins as the model itself shifts labels, each family in its own way."""
     begun = network.prepare_decoder_input_ids_from_labels(labels=batch.labels)
-    with tuned.autocast(), _head_at(network, batch.keep):
-        answer = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=begun, use_cache=False)
-    logits: torch.Tensor = answer.logits
-    return logits.float()
+    if hint.is_attached(network):
+        read = hint.read(network, batch).inputs()
+    else:
+        read = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with _head_at(network, batch.keep):
+        found: torch.Tensor = network(**read, decoder_input_ids=begun, use_cache=False).logits
+    return found
 
 
 @contextmanager
