@@ -7,12 +7,15 @@ from typing import Any, Final, NamedTuple
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
+from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, RewardTerm, Rloo
 
 
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
     REWARD = "reward"
+    GRPO = "grpo"
+    RLOO = "rloo"
 
 
 class Tuner(StrEnum):
@@ -87,13 +90,18 @@ class Examples(StrEnum):
 
     CONVERSATIONS = "conversations"
     PREFERENCES = "preferences"  # a chosen and a rejected answer to one prompt
+    PROMPTS = "prompts"  # what comes before the last answer of a conversation; the answer is what rewards may compare with
 
 
 LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
     Objective.REWARD: Examples.PREFERENCES,
+    Objective.GRPO: Examples.PROMPTS,
+    Objective.RLOO: Examples.PROMPTS,
 }
+REINFORCED: Final = tuple(objective for objective, examples in LEARNS_FROM.items() if examples is Examples.PROMPTS)
+"""The objectives that learn from rewards for answers of the model's own."""
 
 
 class Lora(Part):
@@ -142,6 +150,9 @@ class Reward(Part):
         le=100,
         description="Adds so much of the squared sum of a pair's two rewards to its loss, which keeps rewards around 0 (Eisenstein et al. 2023): 0.01 is usual.",
     )
+
+
+NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
 
 
 class Apart(NamedTuple):
@@ -204,7 +215,13 @@ APART: Final[tuple[Apart, ...]] = (
 )
 
 # Fields of `method` that hold options, and the objectives that these are for.
-OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,), "reward": (Objective.REWARD,)}
+OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
+    "dpo": (Objective.DPO,),
+    "reward": (Objective.REWARD,),
+    "grpo": (Objective.GRPO,),
+    "rloo": (Objective.RLOO,),
+    "rewards": REINFORCED,
+}
 # The same for tuners.
 TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY}
 NO_OPTIONS: Final = f"tuner {' and '.join(WHOLE)} have no options: leave method.options out"
@@ -243,12 +260,15 @@ class Method(Part):
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
     one, without going further than need be from what the model was; usually done with a model that sft has tuned. reward: from such pairs, to judge
-    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks.
+    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks. grpo and
+    rloo: the model answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards), for which an answer of the data
+    may be compared with its own.
     """
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), or reward (a model that judges answers, from the same pairs; full and lora only).",
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
+        "grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
@@ -263,6 +283,11 @@ class Method(Part):
     )
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
+    grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")
+    rloo: Rloo = Field(default_factory=Rloo, description="Options of objective rloo.")
+    rewards: list[RewardTerm] = Field(
+        default_factory=list, max_length=MAX_REWARDS, description="What answers are rewarded for, with objectives that learn from rewards."
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Method":
@@ -276,6 +301,8 @@ class Method(Part):
             raise ValueError(NO_OPTIONS)
         if unfit := UNFIT.get((self.objective, self.tuner)):
             raise ValueError(unfit)
+        if self.objective in REINFORCED and not self.rewards:
+            raise ValueError(NEEDS_REWARDS)
         return self
 
     @property

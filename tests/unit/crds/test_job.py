@@ -85,7 +85,7 @@ DPO_REFUSED = {
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
     "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "every source holds preferences"),
     "another format": ("dataset.sources.0.format", "alpaca", "every source holds preferences"),
-    "prompts that are learned": ("dataset.trainOn", "all", "only answers are compared"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "smoothing of tokens": ("hyperparameters.labelSmoothing", 0.1, "method.dpo.labelSmoothing"),
 }
 
@@ -126,6 +126,7 @@ def test_a_reward_model_is_not_served() -> None:
 SEQ2SEQ_REFUSED = {
     "preferences": ("method.objective", "dpo", "is tuned by objective sft only"),
     "prompts that are learned": ("dataset.trainOn", "all", "learns answers only"),
+    "examples that are shown": ("evaluation.fewShot", [0, 2], "is measured without examples"),
 }
 
 
@@ -136,6 +137,43 @@ def test_what_an_encoder_decoder_cannot_do_is_refused_where_the_job_says_that_it
     with pytest.raises(ValidationError, match=said):
         read_spec(spec | {"model": {"uri": "s3://b-1/models/x/", "architecture": "seq2seq"}})
     read_spec(spec_with("model.architecture", "seq2seq"))
+
+
+REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
+    "nothing that is rewarded": ("method.rewards", [], "learns from rewards needs some"),
+    "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
+    "plain texts": ("dataset.sources.0.format", "text", "format text has none"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
+    "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
+    "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
+    "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
+    "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),
+    "no pattern": ("method.rewards.0", {"type": "regex"}, "pattern is for type regex, which needs one"),
+    "no text": ("method.rewards.0", {"type": "ends-with"}, "text is for types"),
+    "a schema that is no JSON": ("method.rewards.0", {"type": "json-schema", "schema": "{"}, "schema is not JSON"),
+    "a schema that is no object": ("method.rewards.0", {"type": "json-schema", "schema": "[]"}, "no object"),
+    "a schema for another type": ("method.rewards.0", {"type": "exact-match", "schema": "{}"}, "schema is for type json-schema"),
+    "no bounds": ("method.rewards.0", {"type": "length"}, "needs min or max"),
+    "bounds that leave nothing": ("method.rewards.0", {"type": "length", "min": 3, "max": 2}, "min is above max"),
+    "words of another type": ("method.rewards.0", {"type": "exact-match", "unit": "words"}, "are for type length"),
+    "case where there is none": ("method.rewards.0", {"type": "json-schema", "ignoreCase": True}, "ignoreCase is for types"),
+    "weight 0": ("method.rewards.0", {"type": "exact-match", "weight": 0}, "rewards nothing"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), REWARD_REFUSED.values(), ids=REWARD_REFUSED)
+def test_what_rewards_cannot_do_is_refused(path: str, value: object, said: str) -> None:
+    method: dict[str, object] = {"objective": "grpo", "rewards": [{"type": "exact-match"}]}
+    read_spec(SMALLEST | {"method": method})
+    asked = spec_with(path, value) if not path.startswith("method") else dict(SMALLEST)
+    if path.startswith("method.rewards.0"):
+        method["rewards"] = [value]
+    elif path.startswith("method"):
+        *parents, last = path.split(".")[1:]
+        inner = value if not parents else {last: value}
+        method[parents[0] if parents else last] = inner
+    with pytest.raises(ValidationError, match=said):
+        read_spec(asked | {"method": method})
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])

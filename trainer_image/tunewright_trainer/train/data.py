@@ -96,12 +96,12 @@ class Order:
 
 def permutation(rows: int, *, seed: int, epoch: int) -> Ints:
     """Every row once, in the order of pass ``epoch``."""
-    start = _splitmix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch)
-    keys = _splitmix(_splitmix(start) + np.arange(rows, dtype=np.uint64))
+    start = splitmix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch)
+    keys = splitmix(splitmix(start) + np.arange(rows, dtype=np.uint64))
     return np.argsort(keys, kind="stable")
 
 
-def _splitmix(state: Any) -> Any:
+def splitmix(state: Any) -> Any:
     """The mixing function of SplitMix64 (Steele, Lea, Flood 2014), elementwise on uint64."""
     with np.errstate(over="ignore"):
         z = state + np.uint64(0x9E3779B97F4A7C15)
@@ -115,7 +115,7 @@ class MicroBatch:
     """Rows end to end as one sequence.
 
     ``input_ids`` and ``position_ids`` are [1, tokens]; ``lengths`` the documents'; ``keep`` [targets] the positions whose next token is learned,
-    ``targets`` [targets] those tokens.
+    ``targets`` [targets] those tokens; ``rows`` the rows themselves.
     """
 
     input_ids: torch.Tensor
@@ -123,13 +123,14 @@ class MicroBatch:
     lengths: Sequence[int]
     keep: torch.Tensor
     targets: torch.Tensor
+    rows: Sequence[Row] = ()
 
     @property
     def tokens(self) -> int:
         return self.input_ids.shape[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Padded(MicroBatch):
     """Sources and targets beside one another, each filled up to the longest.
 
@@ -163,11 +164,12 @@ def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
         lengths=lengths,
         keep=torch.from_numpy(learned - 1).to(device),
         targets=torch.from_numpy(labels[learned]).to(device),
+        rows=rows,
     )
 
 
 def _beside(rows: Sequence[Row], device: torch.device) -> Padded:
-    sources, labels = _filled([row.input_ids for row in rows], 0), _filled([row.labels for row in rows], IGNORED)
+    sources, labels = filled([row.input_ids for row in rows], 0), filled([row.labels for row in rows], IGNORED)
     flat = labels.ravel()
     keep = np.flatnonzero(flat != IGNORED)
     positions = np.broadcast_to(np.arange(sources.shape[1]), sources.shape)
@@ -178,15 +180,16 @@ def _beside(rows: Sequence[Row], device: torch.device) -> Padded:
         keep=torch.from_numpy(keep).to(device),
         targets=torch.from_numpy(flat[keep]).to(device),
         labels=torch.from_numpy(labels).to(device),
+        rows=rows,
     )
 
 
-def _filled(parts: Sequence[Ints], value: int) -> Ints:
-    """[parts, longest]"""
-    filled = np.full((len(parts), max(map(len, parts))), value, dtype=np.int64)
+def filled(parts: Sequence[Ints], value: int) -> Ints:
+    """[parts, longest], the shorter parts filled up with ``value``."""
+    whole = np.full((len(parts), max(map(len, parts))), value, dtype=np.int64)
     for number, part in enumerate(parts):
-        filled[number, : len(part)] = part
-    return filled
+        whole[number, : len(part)] = part
+    return whole
 
 
 def grouped(rows: Sequence[Row], micro_batch_size: int | str, *, halvings: int = 0) -> Iterator[Sequence[Row]]:
