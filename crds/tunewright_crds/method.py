@@ -7,12 +7,15 @@ from typing import Any, Final, NamedTuple
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
+from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, RewardTerm, Rloo
 
 
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
     REWARD = "reward"
+    GRPO = "grpo"
+    RLOO = "rloo"
 
 
 class Tuner(StrEnum):
@@ -89,13 +92,18 @@ class Examples(StrEnum):
 
     CONVERSATIONS = "conversations"
     PREFERENCES = "preferences"  # a chosen and a rejected answer to one prompt
+    PROMPTS = "prompts"  # what comes before the last answer of a conversation; the answer is what rewards may compare with
 
 
 LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
     Objective.REWARD: Examples.PREFERENCES,
+    Objective.GRPO: Examples.PROMPTS,
+    Objective.RLOO: Examples.PROMPTS,
 }
+REINFORCED: Final = tuple(objective for objective, examples in LEARNS_FROM.items() if examples is Examples.PROMPTS)
+"""The objectives that learn from rewards for answers of the model's own."""
 
 
 class Lora(Part):
@@ -161,6 +169,9 @@ class Reward(Part):
     )
 
 
+NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
+
+
 class Apart(NamedTuple):
     """Two fields of the spec whose values do not go together: not these of the one with those of the other."""
 
@@ -212,6 +223,13 @@ APART: Final[tuple[Apart, ...]] = (
         (True,),
         "what tuner hint makes is not served yet: its model is asked from Python (see the model card), so leave deploy out",
     ),
+    Apart(
+        "method.tuner",
+        (Tuner.HINT,),
+        "evaluation.enabled",
+        (True,),
+        "what tuner hint makes is not measured yet: set evaluation.enabled: false",
+    ),
     Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
     Apart(
         "method.tuner",
@@ -230,7 +248,13 @@ APART: Final[tuple[Apart, ...]] = (
 )
 
 # Fields of `method` that hold options, and the objectives that these are for.
-OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,), "reward": (Objective.REWARD,)}
+OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
+    "dpo": (Objective.DPO,),
+    "reward": (Objective.REWARD,),
+    "grpo": (Objective.GRPO,),
+    "rloo": (Objective.RLOO,),
+    "rewards": REINFORCED,
+}
 # The same for tuners.
 TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY, "hint": (Tuner.HINT,)}
 NO_OPTIONS: Final = f"tuner {' and '.join(OWN)} have no options of PEFT: leave method.options out"
@@ -270,12 +294,15 @@ class Method(Part):
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
     one, without going further than need be from what the model was; usually done with a model that sft has tuned. reward: from such pairs, to judge
-    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks.
+    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks. grpo and
+    rloo: the model answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards), for which an answer of the data
+    may be compared with its own.
     """
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), or reward (a model that judges answers, from the same pairs; full and lora only).",
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
+        "grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
@@ -291,6 +318,11 @@ class Method(Part):
     hint: Hint = Field(default_factory=Hint, description="Options of tuner hint.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
+    grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")
+    rloo: Rloo = Field(default_factory=Rloo, description="Options of objective rloo.")
+    rewards: list[RewardTerm] = Field(
+        default_factory=list, max_length=MAX_REWARDS, description="What answers are rewarded for, with objectives that learn from rewards."
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Method":
@@ -304,6 +336,8 @@ class Method(Part):
             raise ValueError(NO_OPTIONS)
         if unfit := UNFIT.get((self.objective, self.tuner)):
             raise ValueError(unfit)
+        if self.objective in REINFORCED and not self.rewards:
+            raise ValueError(NEEDS_REWARDS)
         return self
 
     @property

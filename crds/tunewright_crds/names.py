@@ -57,6 +57,7 @@ class Role(StrEnum):
     SHARD = "shard"
     PREPARE = "prepare"
     TRAIN = "train"
+    EVALUATE = "evaluate"
     SERVE = "serve"
     DISCARD = "discard"
 
@@ -67,6 +68,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     PREPARING = "Preparing"
     TRAINING = "Training"
+    EVALUATING = "Evaluating"
     PUBLISHING = "Publishing"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
@@ -94,6 +96,7 @@ class Condition(StrEnum):
     MODEL_READY = "ModelReady"
     DATA_READY = "DataReady"
     TRAINING = "Training"
+    EVALUATED = "Evaluated"
     ARTIFACT_PUBLISHED = "ArtifactPublished"
     DEPLOYED = "Deployed"
     SUSPENDED = "Suspended"
@@ -116,6 +119,8 @@ class Reason(StrEnum):
     MODEL_TAKEN = "ModelTaken"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
+    EVALUATING = "Evaluating"
+    EVALUATED = "Evaluated"
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     PUBLISHED = "Published"
@@ -182,6 +187,11 @@ def discard_name(dataset: str, uid: str) -> str:
 def attempt_name(job: str, number: int) -> str:
     """The batch Job of training attempt ``number`` (from 1) of ``job``."""
     return child_name(job, f"train-{number}", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def evaluate_name(job: str) -> str:
+    """The batch Job that measures what ``job`` has tuned."""
+    return child_name(job, "evaluate", limit=MAX_LABEL - _POD_SUFFIX)
 
 
 def volume_path(claim: str) -> str:

@@ -85,7 +85,7 @@ DPO_REFUSED = {
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
     "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "every source holds preferences"),
     "another format": ("dataset.sources.0.format", "alpaca", "every source holds preferences"),
-    "prompts that are learned": ("dataset.trainOn", "all", "only answers are compared"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "smoothing of tokens": ("hyperparameters.labelSmoothing", 0.1, "method.dpo.labelSmoothing"),
 }
 
@@ -126,6 +126,7 @@ def test_a_reward_model_is_not_served() -> None:
 SEQ2SEQ_REFUSED = {
     "preferences": ("method.objective", "dpo", "is tuned by objective sft only"),
     "prompts that are learned": ("dataset.trainOn", "all", "learns answers only"),
+    "examples that are shown": ("evaluation.fewShot", [0, 2], "is measured without examples"),
 }
 
 
@@ -143,6 +144,7 @@ HINT_REFUSED = {
     "preferences": ("method.objective", "dpo", "is for objective sft"),
     "a merged model": ("output.formats", ["adapter", "merged"], "cannot be merged"),
     "serving": ("deploy.enabled", True, "is not served yet"),
+    "measuring": ("evaluation.enabled", True, "is not measured yet"),
     "options of PEFT": ("method.options", {"r": 8}, "no options of PEFT"),
     "data of an InstructionDataset": ("dataset", {"ref": "support-v1"}, "tell instruction and input apart"),
     "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "tell instruction and input apart"),
@@ -154,13 +156,52 @@ HINT_REFUSED = {
 def test_what_a_hypernetwork_cannot_do_is_refused(path: str, value: object, said: str) -> None:
     spec = spec_with(path, value)
     with pytest.raises(ValidationError, match=said):
-        read_spec(spec | {"method": {**spec.get("method", {}), "tuner": "hint"}})  # type: ignore[dict-item]
-    read_spec(spec_with("dataset.sources.0.format", "natural-instructions") | {"method": {"tuner": "hint"}})
+        read_spec({"evaluation": {"enabled": False}, **spec, "method": {**spec.get("method", {}), "tuner": "hint"}})  # type: ignore[dict-item]
+    read_spec(
+        spec_with("dataset.sources.0.format", "natural-instructions") | {"method": {"tuner": "hint"}, "evaluation": {"enabled": False}}
+    )
 
 
 def test_options_of_the_hypernetwork_are_for_its_tuner() -> None:
     with pytest.raises(ValidationError, match="hint holds options of tuner hint"):
         read_spec(spec_with("method.hint", {"prefixTokens": 8}))
+
+
+REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
+    "nothing that is rewarded": ("method.rewards", [], "learns from rewards needs some"),
+    "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
+    "plain texts": ("dataset.sources.0.format", "text", "format text has none"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
+    "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
+    "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
+    "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
+    "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),
+    "no pattern": ("method.rewards.0", {"type": "regex"}, "pattern is for type regex, which needs one"),
+    "no text": ("method.rewards.0", {"type": "ends-with"}, "text is for types"),
+    "a schema that is no JSON": ("method.rewards.0", {"type": "json-schema", "schema": "{"}, "schema is not JSON"),
+    "a schema that is no object": ("method.rewards.0", {"type": "json-schema", "schema": "[]"}, "no object"),
+    "a schema for another type": ("method.rewards.0", {"type": "exact-match", "schema": "{}"}, "schema is for type json-schema"),
+    "no bounds": ("method.rewards.0", {"type": "length"}, "needs min or max"),
+    "bounds that leave nothing": ("method.rewards.0", {"type": "length", "min": 3, "max": 2}, "min is above max"),
+    "words of another type": ("method.rewards.0", {"type": "exact-match", "unit": "words"}, "are for type length"),
+    "case where there is none": ("method.rewards.0", {"type": "json-schema", "ignoreCase": True}, "ignoreCase is for types"),
+    "weight 0": ("method.rewards.0", {"type": "exact-match", "weight": 0}, "rewards nothing"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), REWARD_REFUSED.values(), ids=REWARD_REFUSED)
+def test_what_rewards_cannot_do_is_refused(path: str, value: object, said: str) -> None:
+    method: dict[str, object] = {"objective": "grpo", "rewards": [{"type": "exact-match"}]}
+    read_spec(SMALLEST | {"method": method})
+    asked = spec_with(path, value) if not path.startswith("method") else dict(SMALLEST)
+    if path.startswith("method.rewards.0"):
+        method["rewards"] = [value]
+    elif path.startswith("method"):
+        *parents, last = path.split(".")[1:]
+        inner = value if not parents else {last: value}
+        method[parents[0] if parents else last] = inner
+    with pytest.raises(ValidationError, match=said):
+        read_spec(asked | {"method": method})
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])

@@ -14,7 +14,8 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import OutputForm
 from tunewright_crds.method import WHOLE, Objective, Tuner
-from tunewright_crds.pod import PodConfig, Published, PublishedForm
+from tunewright_crds.pod import PodConfig, Published
+from tunewright_crds.status import PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.architecture import is_seq2seq

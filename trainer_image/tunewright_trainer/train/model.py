@@ -79,19 +79,26 @@ def load(folder: Path, spec: JobSpec, *, steps: int = 0) -> Tuned:
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
     check_kind(folder, spec)
-    device = choose_device(spec)
-    compute = choose_precision(spec, device)
-    network = load_base(folder, spec, device=device, compute=compute)
+    tuned = load_untuned(folder, spec)
+    network = tuned.network
     if network.config.is_encoder_decoder:
         check_beginning(network.config)
     else:
         check_isolation(network)
-    peft = tuners.apply(network, spec, steps=steps)
+    tuned.peft = tuners.apply(network, spec, steps=steps)
     if spec.hyperparameters.gradient_checkpointing:
         # Not re-entrant: the re-entrant kind needs inputs with gradients, which a frozen embedding has not.
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return tuned
+
+
+def load_untuned(folder: Path, spec: JobSpec) -> Tuned:
+    """The model of ``folder`` as it is, on the job's device and in its precision. Raises `Refusal` as `load` does."""
+    device = choose_device(spec)
+    compute = choose_precision(spec, device)
+    network = load_base(folder, spec, device=device, compute=compute)
     keeps_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
-    return Tuned(network=network, peft=peft, device=device, compute=compute, keeps_logits=keeps_logits)
+    return Tuned(network=network, peft=None, device=device, compute=compute, keeps_logits=keeps_logits)
 
 
 def check_kind(folder: Path, spec: JobSpec) -> None:

@@ -39,7 +39,9 @@ ROWS: dict[str, tuple[dict[str, Any], list[tuple[str, str, str]]]] = {
 
 
 def job(work: Path, data: list[Any], **parts: Any) -> PodConfig:
-    return a_data_job(write_lines(work / "data.jsonl", data), base=tiny_model("t5"), method={"tuner": "hint"}, **parts)
+    return a_data_job(
+        write_lines(work / "data.jsonl", data), base=tiny_model("t5"), method={"tuner": "hint"}, evaluation={"enabled": False}, **parts
+    )
 
 
 @pytest.mark.parametrize(("row", "expected"), ROWS.values(), ids=ROWS)
@@ -84,7 +86,12 @@ def test_masked_and_cleaned_rows_are_still_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["bart", "llama"])
 def test_models_that_no_hypernetwork_writes_for_are_refused(tmp_path: Path, layout: Any) -> None:
-    config = a_data_job(write_lines(tmp_path / "data.jsonl", [ROWS["alpaca"][0]]), base=tiny_model(layout), method={"tuner": "hint"})
+    config = a_data_job(
+        write_lines(tmp_path / "data.jsonl", [ROWS["alpaca"][0]]),
+        base=tiny_model(layout),
+        method={"tuner": "hint"},
+        evaluation={"enabled": False},
+    )
     with pytest.raises(Refusal, match="tuner hint is for t5 and mt5") as caught:
         prepare_here(config, tmp_path)
     assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, "spec.method.tuner")

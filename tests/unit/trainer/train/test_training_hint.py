@@ -20,6 +20,7 @@ from tunewright_trainer.train.model import Tuned, load
 
 CPU = torch.device("cpu")
 END = 257
+UNMEASURED = {"enabled": False}
 SMALL = {"prefixTokens": 3, "adapterRank": 4, "hiddenSize": 16}
 Instructed = tuple[list[int], list[int], list[int]]  # instruction, input, answer
 
@@ -41,7 +42,7 @@ def rows_of(made: list[Instructed]) -> list[Row]:
 
 def tuned(*, options: dict[str, Any] = SMALL, **parts: Any) -> Tuned:
     """A tiny T5 with a hypernetwork that does not begin at zero."""
-    made = load(tiny_model("t5"), a_job(method={"tuner": "hint", "hint": options}, **parts).spec)
+    made = load(tiny_model("t5"), a_job(method={"tuner": "hint", "hint": options}, evaluation=UNMEASURED, **parts).spec)
     torch.manual_seed(1)
     with torch.no_grad():
         for generator in (made.network.hypernetwork.prefix, made.network.hypernetwork.adapter):
@@ -117,7 +118,9 @@ def publish_rows(store: LocalStore, work: Path, train: list[Instructed], validat
 
 
 def a_hint_job(model: Path, **wanted: Any) -> PodConfig:
-    return a_job(model, method={"tuner": "hint", "hint": SMALL}, hyperparameters=wanted, checkpointing={"everySteps": 10_000})
+    return a_job(
+        model, method={"tuner": "hint", "hint": SMALL}, evaluation=UNMEASURED, hyperparameters=wanted, checkpointing={"everySteps": 10_000}
+    )
 
 
 def test_a_stopped_run_goes_on_and_what_is_published_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,5 +158,74 @@ def test_a_stopped_run_goes_on_and_what_is_published_answers(tmp_path: Path, mon
 
 def test_bart_is_refused() -> None:
     with pytest.raises(Refusal) as caught:
-        load(tiny_model("bart"), a_job(method={"tuner": "hint"}).spec)
+        load(tiny_model("bart"), a_job(method={"tuner": "hint"}, evaluation=UNMEASURED).spec)
     assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, "spec.method.tuner")
+
+
+LETTERS = range(10)
+POSITIONS, ENDINGS = (20, 21), (30, 31, 32, 33)
+UNSEEN = {(20, 31), (21, 32)}
+
+
+def asked(count: int, *, unseen: bool, seed: int) -> list[Instructed]:
+    """Instructions of two parts: which letter of the input to take, and which one to write behind it. Some pairs of parts are never trained on."""
+    rng = random.Random(seed)
+    pairs = [pair for pair in itertools.product(POSITIONS, ENDINGS) if (pair in UNSEEN) is unseen]
+    made = []
+    for _ in range(count):
+        given, (position, ending) = [rng.choice(LETTERS), rng.choice(LETTERS)], rng.choice(pairs)
+        made.append(([position, ending, END], [*given, END], [given[position - POSITIONS[0]], ending - ENDINGS[0], END]))
+    return made
+
+
+def a_model_that_copies(folder: Path) -> Path:
+    """A T5 of one layer that was taught to write down what it reads."""
+    tokenizer = byte_tokenizer()
+    ids = {"eos_token_id": END, "pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4, "dropout_rate": 0}
+    torch.manual_seed(0)
+    network = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **shape, **ids))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        letters = torch.from_numpy(rng.integers(0, len(LETTERS), size=(32, 2)))
+        ends = torch.full((32, 1), END)
+        found = network(input_ids=torch.cat([letters, ends], 1), labels=torch.cat([letters, ends], 1)).loss
+        optimizer.zero_grad()
+        found.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def share_right(network: Any, questions: list[Instructed]) -> float:
+    """Exact matches of the model with its hypernetwork."""
+    found = hint.generate(network, [told for told, _, _ in questions], [given for _, given, _ in questions], longest=3)
+    return sum(made[1 : 1 + len(answer)] == answer for made, (_, _, answer) in zip(found, questions, strict=True)) / len(questions)
+
+
+def share_right_untuned(folder: Path, questions: list[Instructed]) -> float:
+    """Exact matches of the base, which reads the instruction in front of the input."""
+    network = T5ForConditionalGeneration.from_pretrained(folder).eval()
+    right = 0
+    for told, given, answer in questions:
+        made = network.generate(input_ids=torch.tensor([told[:-1] + given]), max_new_tokens=3, do_sample=False)[0, 1:].tolist()
+        right += made[: len(answer)] == answer
+    return right / len(questions)
+
+
+def test_instructions_that_were_never_seen_are_followed(tmp_path: Path) -> None:
+    base, store = a_model_that_copies(tmp_path / "base"), LocalStore(tmp_path / "store")
+    publish_rows(store, tmp_path, asked(1500, unseen=False, seed=1), [])
+    wanted = {"batchSize": 32, "maxSteps": 200, "learningRate": 0.005, "warmupRatio": 0.1}
+    job = a_job(
+        base, method={"tuner": "hint", "hint": SMALL | {"adapterRank": 8, "hiddenSize": 64}}, evaluation=UNMEASURED, hyperparameters=wanted
+    )
+    artifact = train_here(job, store, tmp_path).artifact
+    assert artifact is not None
+    questions = asked(60, unseen=True, seed=2)
+    found, before = share_right(hint.load(base, Path(artifact.uri)), questions), share_right_untuned(base, questions)
+    assert before <= 0.1
+    assert found >= before + 0.4
