@@ -31,6 +31,7 @@ from tunewright_crds.hyperparameters import Hyperparameters
 from tunewright_crds.method import (
     APART,
     ARCHITECTURE,
+    DPO_RULES,
     LEARNS_FROM,
     NEEDS_REWARDS,
     OPTIONS,
@@ -205,6 +206,7 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
     yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
     yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    yield from ((rule.cel, rule.said) for rule in DPO_RULES)
     reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
     yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
     yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS

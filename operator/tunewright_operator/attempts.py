@@ -122,10 +122,9 @@ def _hear_the_end(work: Work, attempt: AttemptStatus, pod: Pod | None) -> None:
     outcome = heard(pod)
     ended = (pod and pod.ended) or work.now
     if outcome and outcome.artifact and outcome.error is None and pod and pod.exit_code in (0, None):
-        work.artifact = outcome.artifact
         _fill(work, attempt, pod, outcome, ended)
-        work.reached = attempt.reached_step or 0
         attempt.reason = Reason.SUCCEEDED
+        work.take_the_artifact(outcome.artifact, step=attempt.reached_step or 0)
         return
     _conclude(work, attempt, ending(pod), pod=pod, ended=ended)
 
@@ -230,7 +229,7 @@ def train(work: Work) -> bool:
         work.wake_in(OBSTACLE_SECONDS)
         return True
     if number > 1 or work.wanted.dataset.ref:
-        _see_to_the_config(work, config)
+        see_to_the_config(work, config)
     work.plan.create.append(manifest)
     _record(work, number, work.now)
     if number > 1:  # the first starts with the event that the data is prepared
@@ -238,7 +237,7 @@ def train(work: Work) -> bool:
     return True
 
 
-def _see_to_the_config(work: Work, config: PodConfig) -> None:
+def see_to_the_config(work: Work, config: PodConfig) -> None:
     """Makes the job's ConfigMap, or, where the InstructionDataset that it would be made of is gone, asks for the one that there was."""
     if not config.spec.dataset.ref:
         work.plan.create.append(builders.config_map(config, work.seen.job.id))

@@ -99,6 +99,25 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
     read_spec(spec)
 
 
+DPO_WITHOUT_EFFECT = {
+    "losses beside loss": {"loss": "ipo", "losses": [{"type": "sft"}]},
+    "smoothing of a loss that has none": {"loss": "ipo", "labelSmoothing": 0.1},
+    "exo_pair without smoothing": {"losses": [{"type": "sft"}, {"type": "exo_pair"}]},
+    "robust against chance": {"loss": "robust", "labelSmoothing": 0.5},
+    "tails of no comparison": {"loss": "sft", "ldAlpha": 0.5},
+    "a divergence of sums": {"losses": [{"type": "sigmoid"}, {"type": "aot"}], "fDivergence": "forward_kl"},
+    "alpha of another divergence": {"fAlphaDivergenceCoef": 0.7},
+    "temperature of another loss": {"discopopTau": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", DPO_WITHOUT_EFFECT.values(), ids=DPO_WITHOUT_EFFECT)
+def test_options_of_dpo_have_an_effect(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"dpo\.|exo_pair|robust") as caught:
+        read_spec(SMALLEST | {"method": {"objective": "dpo", "dpo": options}})
+    assert {error["loc"] for error in caught.value.errors()} == {("method", "dpo")}
+
+
 UNFIT_VALUES = {
     "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
 }

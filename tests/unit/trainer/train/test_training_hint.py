@@ -1,14 +1,16 @@
 """The hypernetwork of tuner hint: what it computes, whole attempts, and instructions that it never saw."""
 
 import itertools
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
-from tests.support.models import tiny_model
+from tests.support.models import byte_tokenizer, tiny_model
 from tests.support.training import a_job, history, publish_data, stop_in_step, train_here, weights_digest
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import PodConfig
