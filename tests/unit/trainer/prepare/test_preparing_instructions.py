@@ -62,7 +62,7 @@ def test_rows_that_do_not_tell_them_apart_are_left_out_and_told(tmp_path: Path) 
     prepare_here(job(tmp_path, [good, *others]), tmp_path)
     assert len(rows(tmp_path)) == 1
     facts = report(tmp_path)
-    assert facts["dropped"] == {"no instruction apart from its input": 3}
+    assert facts["dropped"] == {"no instruction apart from its input": 4}, "of the last row each of its two exchanges"
     assert facts["dataset"]["trainableTokens"] == 2
     assert facts["samples"] == [[{"text": f"{BEGIN}Add.{END}{BEGIN}1 2{END}", "learned": False}, {"text": f"3{END}", "learned": True}]]
 
