@@ -8,13 +8,14 @@ from typing import Any, Final, NamedTuple
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
-from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, RewardTerm, Rloo
+from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Ppo, RewardTerm, Rloo
 
 
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
     REWARD = "reward"
+    PPO = "ppo"
     GRPO = "grpo"
     RLOO = "rloo"
 
@@ -100,6 +101,7 @@ LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
     Objective.REWARD: Examples.PREFERENCES,
+    Objective.PPO: Examples.PROMPTS,
     Objective.GRPO: Examples.PROMPTS,
     Objective.RLOO: Examples.PROMPTS,
 }
@@ -412,6 +414,7 @@ APART: Final[tuple[Apart, ...]] = (
 OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
     "dpo": (Objective.DPO,),
     "reward": (Objective.REWARD,),
+    "ppo": (Objective.PPO,),
     "grpo": (Objective.GRPO,),
     "rloo": (Objective.RLOO,),
     "rewards": REINFORCED,
@@ -455,15 +458,15 @@ class Method(Part):
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
     one, without going further than need be from what the model was; usually done with a model that sft has tuned. reward: from such pairs, to judge
-    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks. grpo and
-    rloo: the model answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards), for which an answer of the data
+    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks. ppo,
+    grpo and rloo: the model answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards), for which an answer of the data
     may be compared with its own.
     """
 
     objective: Objective = Field(
         Objective.SFT,
         description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
-        "grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
+        "ppo (rewards for answers of the model's own, compared with what a value head expects), grpo or rloo (the same, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
@@ -479,6 +482,7 @@ class Method(Part):
     hint: Hint = Field(default_factory=Hint, description="Options of tuner hint.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
+    ppo: Ppo = Field(default_factory=Ppo, description="Options of objective ppo.")
     grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")
     rloo: Rloo = Field(default_factory=Rloo, description="Options of objective rloo.")
     rewards: list[RewardTerm] = Field(

@@ -54,7 +54,7 @@ REFUSED = {
     "everything held out": ("dataset.validationFraction", 1.0, "dataset.validationFraction"),
     "fractions that leave nothing": ("dataset.testFraction", 0.96, "dataset"),
     "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
-    "an objective that is not built": ("method.objective", "ppo", "method.objective"),
+    "an objective that is not built": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo", {"beta": 0.2}, "method"),
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
     "dpo that is told the wrong thing for sure": (
@@ -192,6 +192,7 @@ REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
     "plain texts": ("dataset.sources.0.format", "text", "format text has none"),
     "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
+    "more mini-batches than prompts": ("method", {"objective": "ppo", "ppo": {"miniBatches": 17}}, "miniBatches is above batchSize"),
     "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
     "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
     "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),
@@ -213,7 +214,9 @@ def test_what_rewards_cannot_do_is_refused(path: str, value: object, said: str) 
     method: dict[str, object] = {"objective": "grpo", "rewards": [{"type": "exact-match"}]}
     read_spec(SMALLEST | {"method": method})
     asked = spec_with(path, value) if not path.startswith("method") else dict(SMALLEST)
-    if path.startswith("method.rewards.0"):
+    if path == "method" and isinstance(value, dict):
+        method |= value
+    elif path.startswith("method.rewards.0"):
         method["rewards"] = [value]
     elif path.startswith("method"):
         *parents, last = path.split(".")[1:]

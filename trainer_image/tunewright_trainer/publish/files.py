@@ -9,7 +9,7 @@ import torch
 
 from tunewright_trainer.architecture import auto_model
 from tunewright_trainer.train import attention, hint
-from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.model import HEAD, Tuned
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -62,7 +62,7 @@ def merged(tuned: Tuned, base_folder: Path) -> Any:
         return tuned.peft.merge_and_unload()
     from peft import get_peft_model
 
-    adapter = {name: weight.detach() for name, weight in tuned.trainable.items()}
+    adapter = {name: weight.detach() for name, weight in tuned.trainable.items() if not name.startswith(f"{HEAD}.")}
     base = auto_model(base_folder).from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     wrapped = get_peft_model(base.to(tuned.device), tuned.peft.peft_config["default"])
     Tuned(network=base, peft=wrapped, device=tuned.device, compute=torch.float32, keeps_logits=False).load_weights(adapter)

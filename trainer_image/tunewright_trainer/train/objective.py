@@ -13,6 +13,7 @@ from tunewright_trainer.train.grpo import Grpo
 from tunewright_trainer.train.loss import Sft
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.ppo import Ppo
 from tunewright_trainer.train.reinforced import Loss, Setting, Update
 from tunewright_trainer.train.reward import BradleyTerry
 from tunewright_trainer.train.rloo import Rloo
@@ -68,7 +69,7 @@ class Reinforced(Protocol):
 
 def reinforced(tuned: Tuned, setting: Setting) -> Reinforced | None:
     """The job's objective if it learns from rewards. Layers that only training needs are added to ``tuned``."""
-    made: dict[Objective, Callable[[Tuned, Setting], Reinforced]] = {Objective.GRPO: Grpo, Objective.RLOO: Rloo}
+    made: dict[Objective, Callable[[Tuned, Setting], Reinforced]] = {Objective.PPO: Ppo, Objective.GRPO: Grpo, Objective.RLOO: Rloo}
     make = made.get(setting.spec.method.objective)
     return make(tuned, setting) if make else None
 

@@ -230,4 +230,4 @@ def test_instructions_that_were_never_seen_are_followed(tmp_path: Path) -> None:
     questions = asked(60, unseen=True, seed=2)
     found, before = share_right(hint.load(base, Path(artifact.uri)), questions), share_right_untuned(base, questions)
     assert before <= 0.2  # some of what it copies happens to be right
-    assert found >= before + 0.4
+    assert found >= before + 0.25
