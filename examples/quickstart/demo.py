@@ -117,6 +117,10 @@ def main() -> int:
             console.print(f"[red]{json.dumps(status.get('error', {}), indent=2)}[/red]")
             return 1
         console.print(stack.kubectl("get", "itj", "-n", NAMESPACE))
+        measured = Table("metric", "base model", "tuned model", title="measured by the platform on held-out questions")
+        for one in status["evaluation"]["metrics"]:
+            measured.add_row(one["metric"], f"{one['base']:.4g}", f"{one['tuned']:.4g}")
+        console.print(measured)
     with step("the tuned model is loaded into the serving pods"):
         # An earlier demo's version may answer still.
         served = f"--for=jsonpath={{.status.servedVersion}}={status['model']['version']}"

@@ -56,6 +56,8 @@ def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict
     job["spec"]["dataset"]["testFraction"] = 0.2
     job["spec"]["evaluation"] = {"maxNewTokens": 8, "require": [{"metric": "loss", "betterThanBase": True}]}
     tenant.apply(job)
+    tenant.apply(a_job("upon", model="model://helper", data=inputs["data"], hyperparameters={"maxSteps": 2, "batchSize": 4}))
+    tenant.wait("upon", "it waits", lambda status: "job main, which makes it, is" in str(status))
     status = tenant.wait_phase("main", "Succeeded")
     tenant.stack.kubectl("wait", "--for=condition=Complete", "itj/main", "-n", tenant.namespace, "--timeout=10s")
     assert [attempt["reason"] for attempt in status["attempts"]] == ["Succeeded"]
@@ -75,6 +77,14 @@ def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict
     version = storage.model_key(tenant.namespace, "helper", model["spec"]["version"], "merged")
     assert [(form["kind"], form["uri"].endswith(version)) for form in model["spec"]["forms"]] == [("adapter", False), ("merged", True)]
     assert {"/manifest.json", "/model.safetensors", "/config.json"} <= tenant.keys(version)
+
+    upon = tenant.wait_phase("upon", "Succeeded")
+    assert [(taken["version"], taken["uri"].endswith(version)) for taken in upon["takenModels"]] == [(model["spec"]["version"], True)]
+    made = tenant.stack.kubectl.get("tm", "upon", "-n", tenant.namespace)["spec"]
+    assert (made["base"]["uri"], made["source"]["models"]) == (
+        upon["takenModels"][0]["uri"],
+        [f"model://helper@{model['spec']['version']}"],
+    )
 
     tenant.stack.kubectl("wait", "--for=condition=Ready", "tm/helper", "-n", tenant.namespace, "--timeout=180s", timeout=200)
     asks_through_the_front_end(tenant)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.builders import JobBuilder, a_dataset, a_job, failure
+from tests.support.builders import ARTIFACT, MEASURED, PREPARED_WITH_TEST, JobBuilder, a_dataset, a_job, failure
 from tests.support.control import Api, Manifest, Operator, Proxy, control_plane, eventually, operator
 from tests.support.kubelet import Ended, Kubelet, trains_well
 from tunewright_crds import names
-from tunewright_crds.errors import FailureCode
+from tunewright_crds.errors import ExitCode, FailureCode
 from tunewright_crds.names import Role
 from tunewright_crds.pod import Outcome, Published
 
@@ -168,6 +168,35 @@ async def test_jobs_that_are_made_of_one_another_wait_for_one_another(world: Her
     assert models["third"]["base"]["uri"] == "s3://tunewright/models/second/merged"
     assert models["third"]["source"]["models"] == [f"model://helper@{models['helper']['version']}"]
     assert models["helper"]["source"]["models"] == [f"model://first@{models['first']['version']}"]
+
+
+def measures(role: Role, attempt: int, name: str) -> Ended | None:
+    """Of data with rows to test with; the model of a job that is called `poor` is not good enough."""
+    if role is Role.PREPARE:
+        return Ended(PREPARED_WITH_TEST)
+    if role is not Role.EVALUATE:
+        return trains_well(role, attempt, name)
+    missed = failure(FailureCode.QUALITY_TOO_LOW, "f1 is 0.2, and at least 0.5 is required", evaluation=MEASURED.evaluation)
+    return Ended(missed, ExitCode.QUALITY) if name == "poor" else Ended(MEASURED)
+
+
+async def test_a_model_is_registered_with_what_was_measured_of_it_if_it_is_good_enough(world: Here) -> None:
+    world.kubelet.follow(measures)
+    required = {
+        "evaluation": {"require": [{"metric": "f1", "min": 0.5}]},
+        "dataset": {"sources": [{"uri": "s3://data/rows.jsonl"}], "testFraction": 0.1},
+    }
+    async with world.operator() as one:
+        for name in ("good", "poor"):
+            await world.apply(a_job(name).with_spec(**required))
+        good = await world.until("the good one is done", phase("Succeeded"), one, "good")
+        poor = await world.until("the poor one is not", phase("Failed"), one, "poor")
+        models = [await world.api.find("TunedModel", world.namespace, name) for name in ("good", "poor")]
+    assert models[0] is not None
+    assert models[0]["spec"]["metrics"] == good["evaluation"]["metrics"] == poor["evaluation"]["metrics"]
+    assert models[1] is None
+    assert (poor["error"]["code"], poor["model"]["uri"]) == ("QualityTooLow", ARTIFACT.uri)
+    assert sorted(name for name in world.kubelet.jobs.values() if "poor" in name) == ["poor-evaluate", "poor-prepare", "poor-train-1"]
 
 
 async def test_what_several_pods_read_side_by_side_is_joined_and_trained_on(world: Here) -> None:

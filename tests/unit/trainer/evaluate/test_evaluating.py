@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.models import END, tiny_model
 from tests.support.training import NAMESPACE, UID, a_job
-from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.errors import ExitCode, FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.pod import Outcome, PodConfig
-from tunewright_trainer import evaluate, prepare, train
+from tunewright_trainer import cli, evaluate, prepare, train
 from tunewright_trainer.evaluate import recipe
 from tunewright_trainer.storage import LocalStore
 
@@ -248,3 +248,23 @@ def test_torch_is_as_it_was(place: tuple[Path, Place], tmp_path: Path) -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     measure(job(place[0], maxExamples=1, fewShot=[0], compareWithBase=False), place[1], tmp_path)
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_the_verb_ends_with_a_code_and_last_words_of_its_own(
+    place: tuple[Path, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, (store, digest, models) = place
+    words = tmp_path / "last words"
+    monkeypatch.setenv("TUNEWRIGHT_TERMINATION_MESSAGE", str(words))
+    config = job(work, maxExamples=2, fewShot=[0], require=[{"metric": "loss", "max": 0.0}])
+    monkeypatch.setattr("tunewright_trainer.config.load_pod_config", lambda path: config)
+    monkeypatch.setattr("tunewright_trainer.storage.open_store", lambda settings: store)
+    monkeypatch.setattr("tunewright_crds.names.SCRATCH", str(tmp_path))
+    monkeypatch.setattr(cli, "_load_no_more_than", lambda config: None)  # which would hold for the tests after this one, too
+    with pytest.raises(SystemExit) as end:
+        cli.evaluate(dataset=digest, model=models["full"], config=Path("job.json"))
+    assert end.value.code == ExitCode.QUALITY
+    outcome = Outcome.model_validate_json(words.read_text(encoding="utf-8"))
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.param) == (FailureCode.QUALITY_TOO_LOW, "spec.evaluation.require")
+    assert told(outcome).examples == 2
