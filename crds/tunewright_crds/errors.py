@@ -45,6 +45,7 @@ class FailureCode(StrEnum):
     ACCESS_DENIED = "AccessDenied"
     CONFIG_INVALID = "ConfigInvalid"
     OUT_OF_MEMORY = "OutOfMemory"
+    MEMORY_TOO_SMALL = "MemoryTooSmall"
     LOSS_DIVERGED = "LossDiverged"
     QUALITY_TOO_LOW = "QualityTooLow"
     STALLED = "Stalled"
@@ -69,6 +70,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.ACCESS_DENIED: "Check the keys in the credentials Secret and what they may read.",
     FailureCode.CONFIG_INVALID: "Correct the named field and apply the job again.",
     FailureCode.OUT_OF_MEMORY: "Ask for more memory, or lower dataset.maxLength, hyperparameters.microBatchSize or method.lora.rank; tuner qlora needs least.",
+    FailureCode.MEMORY_TOO_SMALL: "Change one of what the message names, or set resources.ignoreMemoryPlan to try all the same; the prepared data is kept.",
     FailureCode.LOSS_DIVERGED: "Lower hyperparameters.learningRate, raise warmupRatio, or look at the data report for odd rows.",
     FailureCode.QUALITY_TOO_LOW: "Read the evaluation report (status.evaluation.reportUri); tune on more or better data, for longer, or require less. The artefact is kept.",
     FailureCode.STALLED: "Look at the pod's log; a step did not end in the time that steps of this job took before.",
@@ -93,6 +95,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.ACCESS_DENIED: ExitCode.DENIED,
     FailureCode.CONFIG_INVALID: ExitCode.CONFIG,
     FailureCode.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
+    FailureCode.MEMORY_TOO_SMALL: ExitCode.CONFIG,
     FailureCode.LOSS_DIVERGED: ExitCode.DATA,
     FailureCode.QUALITY_TOO_LOW: ExitCode.QUALITY,
     FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,

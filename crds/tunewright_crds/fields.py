@@ -90,6 +90,15 @@ def _address(hub: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_URI, "pattern": f"^({S3}|{VOLUME}|{hub})$"})
 
 
+_MULTIPLES: Final = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def amount(quantity: str) -> float:
+    """A Kubernetes quantity as a number: ``500m`` is 0.5, ``2Gi`` is 2147483648."""
+    digits = quantity.rstrip("mkMGTi")
+    return float(digits) * _MULTIPLES[quantity[len(digits) :]]
+
+
 def claim_of(uri: str) -> str:
     """The PersistentVolumeClaim that an address names; empty where it names none."""
     return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else ""

@@ -114,6 +114,7 @@ class Reason(StrEnum):
     DELETING = "Deleting"
     DATA_DISCARDED = "DataDiscarded"
     DATA_STAYS = "DataStays"
+    MEMORY_TIGHT = "MemoryTight"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_MODEL = "WaitingForModel"
     MODEL_TAKEN = "ModelTaken"

@@ -10,7 +10,7 @@ from tunewright_crds.errors import FailureCode
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.job import JobSpec
-from tunewright_crds.status import BestCheckpoint, CheckpointStatus, Progress, PublishedForm
+from tunewright_crds.status import BestCheckpoint, CheckpointStatus, MemoryStatus, Progress, PublishedForm
 
 MAX_TERMINATION_BYTES: Final = 4096  # the kubelet keeps no more
 MAX_PROGRESS_BYTES: Final = 65_536
@@ -43,6 +43,7 @@ class PodConfig(Part):
     storage: StorageSettings
     version: str = Field(description="Version under which the model is published.")
     progress_url: str = ""  # empty: nobody asks
+    gpu_memory: int = Field(0, ge=0, description="Bytes of the GPU that training gets; 0: there is none, or nobody knows.")
 
     @property
     def model_name(self) -> str:
@@ -73,6 +74,7 @@ class Outcome(Part):
 
     error: Failed | None = None
     dataset: DatasetStatus | None = None
+    memory: MemoryStatus | None = None
     attempt: int = 0
     resumed_from_step: int | None = None
     reached_step: int | None = None
@@ -82,13 +84,16 @@ class Outcome(Part):
     evaluation: EvaluationStatus | None = None
 
     def bounded(self) -> str:
-        """JSON of at most ``MAX_TERMINATION_BYTES`` bytes, without control characters; a long message is cut, then the last metrics are left out."""
+        """JSON of at most ``MAX_TERMINATION_BYTES`` bytes, without control characters; long messages are cut, then the last metrics and the memory plan left out."""
         room = MAX_MESSAGE
         while True:
             copy = self.model_copy(deep=True)
             if copy.error:
                 copy.error.message = clean(copy.error.message, limit=room)
                 copy.error.param = clean(copy.error.param, limit=min(room, 512))
+            if copy.memory:
+                copy.memory.advice = clean(copy.memory.advice, limit=room)
+                copy.memory = copy.memory if room > 64 else None
             text = copy.model_dump_json(exclude_none=True, by_alias=False)
             if len(text.encode()) <= MAX_TERMINATION_BYTES:
                 return text

@@ -49,6 +49,11 @@ class Resources(PodResources):
         max_length=128,
         description="Name of the GPU resource.",
     )
+    ignore_memory_plan: bool = Field(
+        False,
+        alias="ignoreMemoryPlan",
+        description="Train even where the memory plan says that it will not fit. The plan is still told in status.memory.",
+    )
     priority_class_name: str = Field("", alias="priorityClassName", max_length=253, description="PriorityClass of the training pod.")
 
 

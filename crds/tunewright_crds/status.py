@@ -119,6 +119,32 @@ class ModelStatus(Part):
     step: int = Field(0, ge=0, description="Optimizer step that training ended with.")
 
 
+class MemoryPart(Part):
+    """Memory for one purpose."""
+
+    name: str = Field(max_length=32, description="weights, adapter, gradients, optimizer, activations, logits, checkpoint, libraries, …")
+    bytes: int = Field(ge=0, description="How much.")
+
+
+class MemoryStatus(Part):
+    """What training will take, counted before it starts."""
+
+    fits: Literal["yes", "tight", "no", "unknown"] = Field(
+        description="Whether it fits: tight is near the limit, unknown where the limit, or the model's family, is not known."
+    )
+    bytes: int = Field(0, ge=0, description="At the moment that takes most.")
+    limit: int = Field(0, ge=0, description="What there is: the pod's memory, or the GPU's; 0 where nobody knows.")
+    moment: str = Field("", max_length=32, description="That moment: training or publishing.")
+    micro_batch_tokens: int = Field(
+        0, alias="microBatchTokens", ge=0, description="Tokens of the largest micro-batch that it was counted for."
+    )
+    micro_batch_halvings: int = Field(
+        0, alias="microBatchHalvings", ge=0, description="How often the automatic micro-batch is halved from the start, in order to fit."
+    )
+    parts: list[MemoryPart] = Field(default_factory=list, max_length=16, description="By purpose, at that moment.")
+    advice: str = Field("", max_length=MAX_MESSAGE, description="Single changes with which it would fit, or why nothing is known.")
+
+
 class ErrorStatus(Part):
     """Why the job failed, with what to do."""
 
@@ -178,5 +204,6 @@ class JobStatus(PreparationStatus):
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
     )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
+    memory: MemoryStatus | None = Field(None, description="What training will take, counted before it starts.")
     model: ModelStatus | None = Field(None, description="What was trained and lies in storage; the TunedModel is made once it is measured.")
     evaluation: EvaluationStatus | None = Field(None, description="What was measured of the model.")

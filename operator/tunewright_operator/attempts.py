@@ -66,9 +66,8 @@ def _take_in_the_next(work: Work) -> bool:
 
 
 def _record(work: Work, number: int, start: datetime) -> None:
-    work.status.attempts.append(
-        AttemptStatus(number=number, start_time=start, reason=Reason.RUNNING, micro_batch_halvings=work.status.restarts.out_of_memory)
-    )
+    halvings = work.status.restarts.out_of_memory + (work.status.memory.micro_batch_halvings if work.status.memory else 0)
+    work.status.attempts.append(AttemptStatus(number=number, start_time=start, reason=Reason.RUNNING, micro_batch_halvings=halvings))
     del work.status.attempts[:-MAX_ATTEMPTS_TOLD]
     work.status.requeue = None
     work.status.phase = Phase.TRAINING

@@ -11,7 +11,7 @@ from tunewright_crds import names
 from tunewright_crds.dataset import Dataset, DatasetStatus
 from tunewright_crds.errors import user_exit_codes
 from tunewright_crds.evaluation import Measured
-from tunewright_crds.fields import claim_of
+from tunewright_crds.fields import amount, claim_of
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
@@ -24,13 +24,6 @@ Manifest = dict[str, Any]
 USER: Final = 65532  # the images' user; has no entry in any passwd
 _TOKEN_SECONDS: Final = 3600  # the kubelet renews the progress token at 80 % of this
 _COMPUTING: Final = (Role.TRAIN, Role.EVALUATE)
-_MULTIPLES: Final = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-def amount(quantity: str) -> float:
-    """A Kubernetes quantity as a number: ``500m`` is 0.5, ``2Gi`` is 2147483648."""
-    digits = quantity.rstrip("mkMGTi")
-    return float(digits) * _MULTIPLES[quantity[len(digits) :]]
 
 
 def pod_config(owner: Identity, spec: JobSpec, settings: Settings) -> PodConfig:

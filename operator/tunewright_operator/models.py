@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from tunewright_crds import names
+from tunewright_crds.fields import amount
 from tunewright_crds.names import Condition, Reason
 from tunewright_crds.pod import clean
 from tunewright_crds.tuned_model import Kind, TunedModelSpec, TunedModelStatus
@@ -197,8 +198,8 @@ def engine_manifests(seen: Engine, settings: Settings) -> list[dict[str, Any]]:
         namespace=seen.namespace,
         model_id="" if first.spec.kind is Kind.ADAPTER else first.id.name,
         credentials=first.spec.base.credentials_secret,
-        cpu=max((serving.resources.cpu for serving in asked), key=builders.amount),
-        memory=max((serving.resources.memory for serving in asked), key=builders.amount),
+        cpu=max((serving.resources.cpu for serving in asked), key=amount),
+        memory=max((serving.resources.memory for serving in asked), key=amount),
         gpus=max(serving.resources.gpus for serving in asked),
         settings=settings,
     )

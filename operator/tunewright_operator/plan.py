@@ -12,7 +12,7 @@ from tunewright_crds.errors import ADVICE, FailureCode
 from tunewright_crds.instruction_dataset import InstructionDatasetSpec
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Condition
-from tunewright_crds.pod import PodConfig, clean
+from tunewright_crds.pod import Outcome, PodConfig, clean
 from tunewright_crds.references import with_addresses
 from tunewright_crds.status import ErrorStatus
 from tunewright_operator.conditions import Truth, condition, set_condition
@@ -76,6 +76,9 @@ class Pass(ABC, Generic[S, P]):
     @abstractmethod
     def give_up(self) -> None:
         """Writes the phase of failure, and what belongs to it."""
+
+    def hear_of_memory(self, outcome: Outcome | None) -> None:
+        """Takes what data preparation says of the memory that training will need."""
 
     @property
     def wanted(self) -> P:

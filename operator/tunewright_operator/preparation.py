@@ -39,6 +39,7 @@ def _hear_shards(work: Pass[Any, Any]) -> bool:
 
 
 def _take(work: Pass[Any, Any], outcome: Outcome) -> bool:
+    work.hear_of_memory(outcome)
     if outcome.dataset is None or outcome.error is not None:
         return False
     work.status.dataset = outcome.dataset

@@ -6,7 +6,7 @@ from tunewright_crds.hyperparameters import Hyperparameters
 from tunewright_crds.instruction_dataset import InstructionDatasetSpec, InstructionDatasetStatus
 from tunewright_crds.job import JobSpec, Retries
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
-from tunewright_crds.pod import PodConfig, Published
+from tunewright_crds.pod import Outcome, PodConfig, Published
 from tunewright_crds.resources import Resources
 from tunewright_crds.status import AttemptStatus, JobStatus, ModelStatus
 from tunewright_operator import builders
@@ -77,6 +77,13 @@ class Work(Pass[JobStatus, JobSpec]):
 
     def begin(self) -> None:
         self.status.phase = Phase.PREPARING
+
+    def hear_of_memory(self, outcome: Outcome | None) -> None:
+        if outcome is None or outcome.memory is None or outcome.memory == self.status.memory:
+            return
+        self.status.memory = outcome.memory
+        if outcome.memory.fits == "tight":
+            self.tell(Reason.MEMORY_TIGHT, f"memory may not be enough: {outcome.memory.advice}", unique="memory", warning=True)
 
     def give_up(self) -> None:
         self.end(Phase.FAILED)

@@ -162,6 +162,26 @@ def serve(
         serving.run(base=base, namespace=namespace, storage=storage, model_id=model_id, port=port, work=Path(names.SCRATCH))
 
 
+@app.command(name="plan")
+def plan_memory(
+    manifest: Manifest,
+    gpu_memory: Annotated[int, typer.Option(min=0, help="Memory of the GPU in GiB. Default: not known.")] = 0,
+    longest: Annotated[int, typer.Option(min=0, help="Tokens of the longest row. Default: dataset.maxLength.")] = 0,
+    learned: Annotated[float, typer.Option(min=0, max=1, help="Share of the tokens that is learned.")] = 1.0,
+) -> None:
+    """Tell how much memory training will take, without data and without training: from the job and the shapes of its model's weights."""
+    with ending("plan"):
+        do_without("torch")
+        from tunewright_trainer import plan as planning
+        from tunewright_trainer.config import load_manifest
+
+        config = load_manifest(manifest).model_copy(update={"gpu_memory": gpu_memory * 2**30})
+        rows = {"tokens": 1, "trainable_tokens": learned, "longest_row": longest or config.spec.dataset.max_length}
+        status = planning.plan_for(config, {"splits": {"train": rows}})
+        typer.echo(planning.table(status))
+        planning.refuse(status, config.spec)
+
+
 @app.command()
 def run(manifest: Manifest, output: Output) -> None:
     """Prepare, train, publish and evaluate on this machine, with the manifest that a cluster would be given. Run again, it goes on from its checkpoints."""

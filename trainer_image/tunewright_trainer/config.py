@@ -63,6 +63,11 @@ def load_manifest(path: str | Path) -> PodConfig:
     )
 
 
+def is_local(config: PodConfig) -> bool:
+    """Whether the run has no cluster: what the job asks for of memory then bounds nothing."""
+    return config.job.namespace == LOCAL and config.storage.bucket == LOCAL
+
+
 def config_refusal(error: pydantic.ValidationError, *, root: str = "") -> Refusal:
     """The refusal of a config with errors; the first one is the `param`, more of them are in the message."""
     told = [(_field(problem["loc"], root), _problem(problem)) for problem in error.errors(include_url=False)]

@@ -8,6 +8,7 @@ import pytest
 from tests.support.builders import PREPARED, TRAINED, JobBuilder, World, a_job, a_prepared_world, failure, stopped
 from tunewright_crds.errors import ADVICE, FailureCode
 from tunewright_crds.names import Phase
+from tunewright_crds.status import MemoryPart, MemoryStatus
 from tunewright_operator.conditions import condition, holds
 
 JOB = "a-train-1"
@@ -461,3 +462,35 @@ def test_steps_are_lost_by_the_attempt_that_did_them_not_by_one_that_never_got_s
     world.pass_time(600).settle()
     world.finish("a-train-3", TRAINED.model_copy(update={"resumed_from_step": 50})).settle()
     assert [attempt.lost_steps for attempt in world.status.attempts] == [7, 0, None]
+
+
+def a_memory_plan(fits: str, **fields: Any) -> MemoryStatus:
+    return MemoryStatus(fits=fits, bytes=90, limit=100, moment="training", parts=[MemoryPart(name="weights", bytes=90)], **fields)
+
+
+def test_a_job_that_will_not_fit_fails_before_a_training_pod_is_made_and_says_what_would_help() -> None:
+    world = World()
+    world.settle()
+    message = "training takes about 90 GiB; it would fit with method.tuner: qlora"
+    world.finish(
+        "a-prepare", failure(FailureCode.MEMORY_TOO_SMALL, message, dataset=PREPARED.dataset, memory=a_memory_plan("no")), exit_code=64
+    )
+    world.settle()
+    error = world.status.error
+    assert error is not None
+    assert (world.status.phase, error.code, error.message) == (Phase.FAILED, "MemoryTooSmall", message)
+    assert world.status.memory == a_memory_plan("no")
+    assert not [name for name in world.batches if "train" in name]
+
+
+def test_a_job_that_nearly_fits_trains_and_is_warned_of() -> None:
+    world = World()
+    world.settle()
+    plan = a_memory_plan("tight", micro_batch_halvings=2, advice="it would fit with resources.memory: 9Gi")
+    world.finish("a-prepare", PREPARED.model_copy(update={"memory": plan}))
+    world.settle()
+    assert world.status.memory == plan
+    assert [(attempt.reason, attempt.micro_batch_halvings) for attempt in world.status.attempts] == [("Running", 2)]
+    told = [event for plan in world.plans for event in plan.events if event.reason == "MemoryTight"]
+    assert [event.warning for event in told] == [True]
+    assert "resources.memory: 9Gi" in told[0].message

@@ -212,7 +212,8 @@ def test_data_is_prepared_and_the_model_fetched_from_the_hub(hub: Hub, tmp_path:
     assert outcome.dataset is not None
     assert outcome.dataset.train_examples == 2
     # The branch moves on: what is trained is what the data was prepared for, and new data is prepared for what it is now.
-    hub.commit("model", MODEL, model_files(**{"model.safetensors": b"newer"}))
+    weights = model_files()["model.safetensors"]
+    hub.commit("model", MODEL, model_files(**{"model.safetensors": weights[:-1] + bytes([weights[-1] ^ 1])}))
     monkeypatch.setattr("tunewright_trainer.train.recipe.train", lambda config, **more: (config.spec.model.uri, more["model"]))
     trained: Any = train.run(config, attempt=1, dataset_digest=outcome.dataset.digest, work=tmp_path / "training", store=store)
     address, folder = trained

@@ -1,7 +1,6 @@
 """What preparing needs of the base model, and the mistakes in it that can be found before a GPU is asked for. Weights are not downloaded."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,10 +8,10 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import Architecture
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.architecture import architecture_of, check_seq2seq, check_stated
+from tunewright_trainer.plan.shapes import PARAM, Weight, parse_config, read_shapes
 from tunewright_trainer.storage import ObjectMissing, Place, fetch_files, open_model
 from tunewright_trainer.storage.folders import sha256_of
 
-PARAM: Final = "spec.model.uri"
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Each is as long as a tokenizer and its settings may need, and no weights.
@@ -30,6 +29,8 @@ class BaseModel:
     hashes: dict[str, str]
     commit: str = ""
     """The hub's version of it, if it is from there."""
+    weights: tuple[Weight, ...] = ()
+    """Shapes of its weights, where they were read."""
 
     @property
     def context(self) -> int | None:
@@ -56,7 +57,7 @@ class BaseModel:
 def fetch_base_model(config: PodConfig, folder: Path) -> BaseModel:
     """Check the files of the job's base model and bring the small ones here.
 
-    Raises `Refusal`: ModelNotFound, ModelUnsafe (only pickles), ModelUnsupported.
+    Raises `Refusal`: ModelNotFound (also for weights that are cut off), ModelUnsafe (only pickles), ModelUnsupported.
     """
     place = open_model(config)
     names = _names(place)
@@ -67,7 +68,7 @@ def fetch_base_model(config: PodConfig, folder: Path) -> BaseModel:
         top = place.key.rstrip("/")
         folder.mkdir(parents=True, exist_ok=True)
         fetch_files(place.store, [f"{top}/{name}" if top else name for name in names if _is_small(name)], folder)
-    return read_model(folder, commit=place.store.commit)
+    return replace(read_model(folder, commit=place.store.commit), weights=read_shapes(place))
 
 
 def read_model(folder: Path, *, commit: str = "") -> BaseModel:
@@ -127,10 +128,4 @@ def _check_names(place: Place, names: set[str]) -> None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise Refusal(FailureCode.MODEL_UNSUPPORTED, "config.json is not JSON", param=PARAM) from error
-    if not isinstance(config, dict):
-        raise Refusal(FailureCode.MODEL_UNSUPPORTED, "config.json is no object", param=PARAM)
-    return config
+    return parse_config((folder / "config.json").read_bytes())

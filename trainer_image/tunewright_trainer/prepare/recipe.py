@@ -14,9 +14,12 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import Architecture
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
+from tunewright_trainer.config import is_local
+from tunewright_trainer.plan import plan, refuse, table
 from tunewright_trainer.prepare.conversation import Drop
 from tunewright_trainer.prepare.drops import DROPS, Drops
 from tunewright_trainer.prepare.keys import DROPPED, SPLITS, KeyFile, Keys, copies, fates
+from tunewright_trainer.prepare.model import BaseModel
 from tunewright_trainer.prepare.near import SignatureFile
 from tunewright_trainer.prepare.progress import Progress
 from tunewright_trainer.prepare.reading import EXAMPLES, KEYS, SIGNATURES, Reader
@@ -45,9 +48,8 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
         found = read_manifest(store, key)
         if found is not None and found.get("digest") == task.digest:
             log.info("the data was prepared before: %s", store.uri(key))
-            return Outcome(
-                dataset=DatasetStatus.model_validate(found["dataset"] | {"reused": True, "report_uri": store.uri(join(key, REPORT))})
-            )
+            outcome.dataset = DatasetStatus.model_validate(found["dataset"] | {"reused": True, "report_uri": store.uri(join(key, REPORT))})
+            return plan_memory(config, task.model, found, outcome)
         if found is not None:
             store.delete(join(key, entry["name"]) for entry in found["files"])
         task.check()
@@ -57,9 +59,22 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
             work_on.run()
         finally:
             work_on.tell()
-        publish_folder(store, work_on.folder, key, manifest=work_on.manifest())
+        manifest = work_on.manifest()
+        publish_folder(store, work_on.folder, key, manifest=manifest)
         store.delete([info.key for info in store.list(f"{shards_key(key)}/")])
         log.info("prepared %s: %s", store.uri(key), work_on.summary())
+        return plan_memory(config, task.model, manifest, outcome)
+
+
+def plan_memory(config: PodConfig, model: BaseModel, manifest: dict[str, Any], outcome: Outcome) -> Outcome:
+    """Tell how much memory training will take, now that the data is there. Raises `MemoryTooSmall` where it will not fit: before a GPU is asked for."""
+    if model.seq2seq:
+        log.info("the memory of encoder-decoders is not planned")
+        return outcome
+    outcome.memory = plan(config, model.weights, model.config, manifest)
+    log.info("%s", table(outcome.memory))
+    if not is_local(config):
+        refuse(outcome.memory, config.spec)
     return outcome
 
 

@@ -92,6 +92,8 @@ class Written:
     rows: int = 0
     tokens: int = 0
     trainable_tokens: int = 0
+    longest_row: int = 0  # tokens
+    most_learned: int = 0  # tokens of a row
 
 
 class SplitWriter:
@@ -137,11 +139,21 @@ class SplitWriter:
         else:
             table = _paired(window) if self._pairs else _sourced(window, instructed=self._instructed) if self._seq2seq else _plain(window)
         self._files.write(table)
+        self._measure(window, bins)
         self.written.examples += len(lengths)
         self.written.rows += len(lengths) if bins is None else len(bins)
         self.written.tokens += len(window.ids)
         self.written.trainable_tokens += int((window.labels >= 0).sum())
         self._waiting, self._examples, self._tokens = [], 0, 0
+
+    def _measure(self, window: Examples, bins: Sequence[Sequence[int]] | None) -> None:
+        """Note the longest row, and the most that is learned of one: what memory is planned with."""
+        learned = np.add.reduceat(window.labels >= 0, np.cumsum([0, *window.lengths[:-1]]), dtype=np.int64)
+        lengths = window.lengths
+        if bins is not None:
+            lengths, learned = (np.array([column[row].sum() for row in bins]) for column in (lengths, learned))
+        self.written.longest_row = max(self.written.longest_row, int(lengths.max()))
+        self.written.most_learned = max(self.written.most_learned, int(learned.max()))
 
 
 def _plain(window: Examples) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, RepoFile
+from huggingface_hub import HfApi, RepoFile, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -17,6 +17,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -69,6 +71,23 @@ class HubStore:
     def get_bytes(self, key: str) -> bytes:
         with tempfile.TemporaryDirectory(prefix="hub-") as folder:
             return self._fetch(key, Path(folder)).read_bytes()
+
+    def read_start(self, key: str, length: int) -> bytes:
+        return self._call(key, lambda: self._read_start(key, length))
+
+    def _read_start(self, key: str, length: int) -> bytes:
+        url = hf_hub_url(self.repo, key, repo_type=self.repo_type, revision=self.commit, endpoint=self._api.endpoint)
+        headers = build_hf_headers(token=self._api.token, library_name="tunewright") | {"Range": f"bytes=0-{length - 1}"}
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
+            if answer.status_code >= 400:
+                answer.read()
+            hf_raise_for_status(answer)
+            found = bytearray()
+            for piece in answer.iter_bytes():  # a server that knows no ranges sends all: no more is taken than was asked for
+                found += piece
+                if len(found) >= length:
+                    break
+        return bytes(found[:length])
 
     def download(self, key: str, local_path: Path, *, listed: ObjectInfo | None = None) -> None:
         local_path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,13 @@ class LocalStore:
         except OSError as error:
             raise self._refusal(key, error) from error
 
+    def read_start(self, key: str, length: int) -> bytes:
+        try:
+            with self.path(key).open("rb") as file:
+                return file.read(length)
+        except OSError as error:
+            raise self._refusal(key, error) from error
+
     def put_bytes(self, key: str, data: bytes) -> None:
         self._write(key, lambda part: part.write_bytes(data))
 

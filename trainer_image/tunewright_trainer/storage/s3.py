@@ -76,6 +76,17 @@ class S3Store:
     def get_bytes(self, key: str) -> bytes:
         return self._call(key, lambda: bytes(self._client.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()))
 
+    def read_start(self, key: str, length: int) -> bytes:
+        part = f"bytes=0-{length - 1}"
+        try:
+            return self._call(
+                key, lambda: bytes(self._client.get_object(Bucket=self.bucket, Key=self._full(key), Range=part)["Body"].read())
+            )
+        except boto_errors.ClientError as error:
+            if error.response.get("Error", {}).get("Code") == "InvalidRange":  # of an empty object
+                return b""
+            raise
+
     def put_bytes(self, key: str, data: bytes) -> None:
         self._call(key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data))
 

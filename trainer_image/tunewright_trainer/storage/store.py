@@ -51,6 +51,9 @@ class Store(Protocol):
     def get_bytes(self, key: str) -> bytes:
         """The whole content of an object; `ObjectMissing` where there is none."""
 
+    def read_start(self, key: str, length: int) -> bytes:
+        """The first so many bytes of an object, or all of a shorter one, without reading the rest; `ObjectMissing` where there is none."""
+
     def put_bytes(self, key: str, data: bytes) -> None:
         """Write an object at once: readers see the old content or the new one, never a part."""
 

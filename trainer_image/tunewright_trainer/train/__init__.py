@@ -3,6 +3,7 @@
 outcome = train.run(config, attempt=1, dataset_digest=digest, halvings=0, work=Path("/scratch"), store=store)
 """
 
+import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +11,17 @@ from typing import Any
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.status import MemoryStatus
 from tunewright_crds.storage import dataset_key
-from tunewright_trainer.storage import Store, fetch_folder, read_manifest
+from tunewright_trainer.config import is_local
+from tunewright_trainer.plan import measured, parse_config, plan, read_shapes, refuse, table
+from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base
 from tunewright_trainer.train.fit import check_fit
 from tunewright_trainer.train.lineage import commit_of
+from tunewright_trainer.train.metrics import peak_memory_bytes
+
+log = logging.getLogger(__name__)
 
 
 def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int = 0, work: Path, store: Store) -> Outcome:
@@ -34,16 +41,30 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train.recipe import train
     model, manifest = fetching_model.result(), fetching_data.result()
     check_fit(manifest, model, config.spec.model)
-    return train(
+    memory = _plan_memory(config, model, manifest)
+    outcome = train(
         _pinned(config, commit_of(config, manifest)),
         attempt=attempt,
         dataset_digest=dataset_digest,
         halvings=halvings,
+        planned_halvings=memory.micro_batch_halvings,
         data=work / "data",
         model=model,
         work=work,
         store=store,
     )
+    log.info("%s", measured(memory, peak_memory_bytes()))
+    return outcome
+
+
+def _plan_memory(config: PodConfig, folder: Path, manifest: dict[str, Any]) -> MemoryStatus:
+    """Tell how much memory training will take. Data of an InstructionDataset was prepared for no job, so that this may be the first to find that it does not fit."""
+    place = Place(LocalStore(folder.parent), folder.name)
+    memory = plan(config, read_shapes(place), parse_config((folder / "config.json").read_bytes()), manifest)
+    log.info("%s", table(memory))
+    if not is_local(config):
+        refuse(memory, config.spec)
+    return memory
 
 
 def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:

@@ -43,6 +43,7 @@ class Counters:
     best_loss: float | None = None
     evaluations_without_gain: int = 0
     ended_early: bool = False
+    planned_halvings: int = 0  # of the micro-batch, by the memory plan of the first attempt
     metrics: dict[str, float] = field(default_factory=dict)
     state: dict[str, float] = field(default_factory=dict)
     """What the objective keeps from step to step."""

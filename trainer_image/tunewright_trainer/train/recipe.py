@@ -58,11 +58,14 @@ def train(
     model: Path,
     work: Path,
     store: Store,
+    planned_halvings: int = 0,
 ) -> Outcome:
     """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
     with telling(outcome), reproducible(config.spec):
         run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
+        # A checkpoint's own count goes before this: other micro-batches would give other roundings.
+        run.counters.planned_halvings = planned_halvings
         try:
             run.resume()
             work_under_way.set()
@@ -160,7 +163,7 @@ class Run:
 
     def _update(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> dict[str, float]:
         """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
-        groups = list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings))
+        groups = list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings + self.counters.planned_halvings))
         measured: dict[str, float] = {}
         for group, share in zip(groups, shares_of(loss, self.tuned, groups), strict=True):
             found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
