@@ -104,6 +104,17 @@ def claim_of(uri: str) -> str:
     return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else ""
 
 
+def _of_judge(uri: str, info: ValidationInfo) -> str:
+    if uri.startswith("pvc://"):
+        raise ValueError("a reward model is s3://bucket/path/, hf://org/name@revision or model://<TunedModel>")
+    return _of_model(uri, info) if uri else uri
+
+
+RewardModelUri = Annotated[
+    str,
+    AfterValidator(_of_judge),
+    WithJsonSchema({"type": "string", "maxLength": MAX_URI, "pattern": f"^$|^({S3}|{HUB_MODEL})$|{TUNED_MODEL_NAMED}"}),
+]
 ModelUri = Annotated[str, AfterValidator(_of_model), _address(rf"{HUB_MODEL}|{TUNED_MODEL}[^\x00-\x1f]*")]
 DataUri = Annotated[str, AfterValidator(_of_data), _address(HUB_DATA)]
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN, max_length=32)]

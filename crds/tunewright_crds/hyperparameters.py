@@ -1,6 +1,7 @@
 """Numbers of the optimisation."""
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,25 @@ class Precision(StrEnum):
     AUTO = "auto"
     BF16 = "bf16"
     FP32 = "fp32"
+
+
+class Optimizer(StrEnum):
+    ADAMW = "adamw"
+    ADAFACTOR = "adafactor"
+    SGD = "sgd"
+    GALORE = "galore"
+    LOMO = "lomo"
+    ADALOMO = "adalomo"
+
+    @property
+    def within_backward(self) -> bool:
+        """Whether weights are updated within the backward pass, so that there is one for the whole batch."""
+        return self in WITHIN_BACKWARD
+
+
+WITHIN_BACKWARD: Final = (Optimizer.LOMO, Optimizer.ADALOMO)
+MISPLACED_GALORE: Final = "hyperparameters.galore holds options of optimizer galore: set optimizer: galore, or leave them out"
+BATCH_AT_ONCE: Final = "optimizer lomo or adalomo takes the whole batch at once: microBatchSize is auto, or batchSize"
 
 
 class Scheduler(StrEnum):
@@ -27,6 +47,14 @@ class EarlyStopping(Part):
     min_delta: float = Field(0.0, alias="minDelta", ge=0, description="An evaluation loss lower by more than this counts as improvement.")
 
 
+class Galore(Part):
+    """Options of optimizer galore (Zhao et al. 2024, arXiv:2403.03507)."""
+
+    rank: int = Field(128, ge=1, le=65_536, description="Rank that gradients are projected to.")
+    update_every: int = Field(200, alias="updateEvery", ge=1, le=1_000_000, description="Steps between new projections.")
+    scale: float = Field(0.25, gt=0, le=1000, description="Factor of the update.")
+
+
 class Hyperparameters(Part):
     """Numbers of the optimisation."""
 
@@ -35,7 +63,7 @@ class Hyperparameters(Part):
     learning_rate: AutoRate = Field(
         "auto",
         alias="learningRate",
-        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full; with objective dpo 5e-6; with objective reward 1e-4 and 1e-5; with rewards 1e-5 and 1e-6).",
+        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full; with objectives dpo and kto 5e-6 and 1e-6; with objective reward 1e-4 and 1e-5; with rewards 1e-5 and 1e-6).",
     )
     batch_size: int = Field(
         16,
@@ -49,12 +77,20 @@ class Hyperparameters(Part):
         alias="microBatchSize",
         description="Sequences per forward pass; must divide batchSize. auto: as many as keep within about 4,096 tokens.",
     )
+    optimizer: Optimizer = Field(
+        Optimizer.ADAMW,
+        description="adamw, adafactor (less memory), sgd (momentum 0.9); for tuner full also galore (AdamW on gradients of low rank), lomo and adalomo "
+        "(SGD and Adafactor within the backward pass: no gradients are held, and clipping them costs a second pass; maxGradNorm 0 saves it).",
+    )
+    galore: Galore = Field(default_factory=Galore, description="Options of optimizer galore.")
     scheduler: Scheduler = Field(Scheduler.COSINE, description="How the learning rate falls after the warm-up.")
     warmup_ratio: float = Field(
         0.03, alias="warmupRatio", ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
     )
-    weight_decay: float = Field(0.0, alias="weightDecay", ge=0, le=1, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, alias="maxGradNorm", gt=0, le=1000, description="Gradients are clipped to this norm.")
+    weight_decay: float = Field(0.0, alias="weightDecay", ge=0, le=1, description="Decoupled weight decay of matrices.")
+    max_grad_norm: float = Field(
+        1.0, alias="maxGradNorm", ge=0, le=1000, description="Gradients are clipped to this norm; 0: they are not."
+    )
     label_smoothing: float = Field(
         0.0, alias="labelSmoothing", ge=0, lt=1, description="Share of the target spread evenly over the vocabulary (objective sft)."
     )
@@ -73,6 +109,14 @@ class Hyperparameters(Part):
     evaluations_per_epoch: float = Field(
         1.0, alias="evaluationsPerEpoch", gt=0, le=1000, description="How often the validation loss is measured."
     )
+
+    @model_validator(mode="after")
+    def _optimizer_and_options(self) -> "Hyperparameters":
+        if self.optimizer is not Optimizer.GALORE and self.galore != Galore():
+            raise ValueError(MISPLACED_GALORE)
+        if self.optimizer.within_backward and self.micro_batch_size not in ("auto", self.batch_size):
+            raise ValueError(BATCH_AT_ONCE)
+        return self
 
     @model_validator(mode="after")
     def _micro_batch(self) -> "Hyperparameters":

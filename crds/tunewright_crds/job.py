@@ -27,8 +27,9 @@ from tunewright_crds.fields import (
     claim_of,
     untouched,
 )
-from tunewright_crds.hyperparameters import Hyperparameters
+from tunewright_crds.hyperparameters import BATCH_AT_ONCE, MISPLACED_GALORE, WITHIN_BACKWARD, Galore, Hyperparameters, Optimizer
 from tunewright_crds.method import (
+    ALONE,
     APART,
     ARCHITECTURE,
     DPO_RULES,
@@ -46,7 +47,7 @@ from tunewright_crds.method import (
     misplaced,
     misplaced_of_tuner,
 )
-from tunewright_crds.resources import Resources, ServingResources
+from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
 
 MAX_CLAIMS: Final = 8  # volumes that a pod mounts
@@ -60,7 +61,10 @@ class Architecture(StrEnum):
 
 class OutputForm(StrEnum):
     ADAPTER = "adapter"
+    LORA = "lora"
     MERGED = "merged"
+    ONNX = "onnx"
+    GGUF = "gguf"
 
 
 _OWN_KEYS: Final = "a model:// lies in the platform's own storage and is read with its keys: leave credentialsSecret out"
@@ -126,8 +130,10 @@ class Output(Part):
     formats: list[OutputForm] = Field(
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
-        max_length=2,
-        description="adapter (PEFT layout) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
+        max_length=5,
+        description="adapter (PEFT layout), lora (an adapter of another kind, converted to LoRA matrices, which is then the one that is served), merged (a whole "
+        "model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
+        "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
 
 
@@ -160,21 +166,24 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
+_NOT_TOGETHER: Final = f"objective {either([one.value for one in ALONE])} trains in one process yet: set resources.gpus to at most 1"
 _ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+SEQ2SEQ_ALONE: Final = "an encoder-decoder (seq2seq) trains in one process yet: leave resources.gpus at 0 or 1"
 _SEQ2SEQ_SHOTS: Final = "an encoder-decoder (seq2seq) is measured without examples: leave evaluation.fewShot at [0]"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
 _TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
-_OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
+_OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,), Examples.UNPAIRED: (DataFormat.UNPAIRED,)}
 _LISTS: Final = ("output.formats",)  # fields that hold several values
 # The formats whose rows tell an instruction and its input apart.
 INSTRUCTED: Final = (DataFormat.AUTO, DataFormat.ALPACA, DataFormat.DOLLY, DataFormat.NATURAL_INSTRUCTIONS, DataFormat.SELF_INSTRUCT)
 _INSTRUCTED_ONLY: Final = (
     f"tuner hint learns from rows that tell instruction and input apart: sources of format {either(INSTRUCTED)}, no template, and no ref"
 )
-_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
+_PAIRED: Final = (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)
+_FORMATS: Final = {Examples.PREFERENCES: _PAIRED, Examples.UNPAIRED: (*_PAIRED, DataFormat.UNPAIRED)}
 
 
 def _objectives(examples: Examples) -> list[str]:
@@ -210,7 +219,8 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield from ((rule.cel, rule.said) for rule in DPO_RULES)
     reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
     yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
-    yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS
+    yield f"!({reinforced}) || self.method.rewards.size() > 0 || self.method.rewardModel != ''", NEEDS_REWARDS
+    yield f"!self.method.rewardModel.startsWith('hf://') || self.method.rewardModel.matches('{MODEL_PINNED}')", PIN_MODEL
     yield "self.method.objective != 'ppo' || self.method.ppo.miniBatches <= self.hyperparameters.batchSize", _EMPTY_MINI_BATCHES
     for (objective, tuner), why in UNFIT.items():
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
@@ -237,6 +247,10 @@ def _rules_of_tuners() -> Iterator[tuple[str, str]]:
         yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
     instructed = f"self.dataset.ref == '' && self.dataset.sources.all(s, s.template == '' && s.format in {_cel(INSTRUCTED)})"
     yield f"self.method.tuner != 'hint' || ({instructed})", _INSTRUCTED_ONLY
+    galore = " && ".join(untouched(Galore, at="self.hyperparameters.galore"))
+    yield f"self.hyperparameters.optimizer == '{Optimizer.GALORE}' || ({galore})", MISPLACED_GALORE
+    at_once = "self.hyperparameters.microBatchSize == 'auto' || self.hyperparameters.microBatchSize == self.hyperparameters.batchSize"
+    yield f"!(self.hyperparameters.optimizer in {_cel(WITHIN_BACKWARD)}) || {at_once}", BATCH_AT_ONCE
     for pair in APART:
         yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
 
@@ -261,10 +275,12 @@ class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
+        (f"self.resources.gpus <= 1 || !(self.method.objective in {_cel(ALONE)})", _NOT_TOGETHER),
         *_rules_of_requirements(),
         *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
         ("self.model.architecture != 'seq2seq' || self.evaluation.fewShot.all(shots, shots == 0)", _SEQ2SEQ_SHOTS),
+        ("self.model.architecture != 'seq2seq' || self.resources.gpus <= 1", SEQ2SEQ_ALONE),
     ),
 ):
     """What is wanted."""
@@ -350,6 +366,20 @@ class JobSpec(
             raise ValueError("earlyStopping needs validation rows: set validationFraction, or a source with split: validation")
         return self
 
+    @property
+    def shards_model(self) -> bool:
+        """Whether several processes spread the weights over themselves, rather than each having a copy."""
+        automatic = self.method.tuner is Tuner.FULL and self.method.objective is Objective.SFT
+        return self.resources.sharding is Sharding.FULL or (self.resources.sharding is Sharding.AUTO and automatic)
+
+    @model_validator(mode="after")
+    def _trains_together(self) -> "JobSpec":
+        if self.resources.gpus > 1 and self.method.objective in ALONE:
+            raise ValueError(_NOT_TOGETHER)
+        if self.resources.gpus > 1 and self.model.architecture is Architecture.SEQ2SEQ:
+            raise ValueError(SEQ2SEQ_ALONE)
+        return self
+
     @model_validator(mode="after")
     def _requirements_can_be_met(self) -> "JobSpec":
         if self.evaluation.require and not (self.dataset.ref or self.dataset.has_test):
@@ -372,6 +402,8 @@ def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
     for pair in APART:
         if pair.field == ARCHITECTURE and Architecture.SEQ2SEQ in pair.values and not {*pair.others}.isdisjoint(_found(spec, pair.other)):
             return f"spec.{pair.other}", pair.because
+    if spec.resources.gpus > 1:
+        return "spec.resources.gpus", SEQ2SEQ_ALONE
     return ("spec.evaluation.fewShot", _SEQ2SEQ_SHOTS) if any(spec.evaluation.few_shot) else None
 
 

@@ -7,13 +7,15 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part
+from tunewright_crds.fields import Part, RewardModelUri
+from tunewright_crds.hyperparameters import WITHIN_BACKWARD, Optimizer
 from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Ppo, RewardTerm, Rloo
 
 
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
+    KTO = "kto"
     REWARD = "reward"
     PPO = "ppo"
     GRPO = "grpo"
@@ -50,7 +52,10 @@ class Tuner(StrEnum):
     MISS = "miss"
     OFT = "oft"
     OSF = "osf"
+    P_TUNING = "p-tuning"
     PEANUT = "peanut"
+    PREFIX = "prefix"
+    PROMPT = "prompt"
     PSOFT = "psoft"
     PVERA = "pvera"
     RANDLORA = "randlora"
@@ -67,10 +72,11 @@ class Tuner(StrEnum):
 WHOLE: Final = (Tuner.FULL, Tuner.BITFIT)  # they change weights of the model itself, and publish all of it
 OWN: Final = (*WHOLE, Tuner.HINT)  # none of PEFT
 LORA_FAMILY: Final = (Tuner.LORA, Tuner.QLORA, Tuner.DORA)
-UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY, Tuner.HINT)  # their adapters cannot be added into the weights
-# Their adapters can be written as LoRA matrices.
+PROMPT_LEARNING: Final = (Tuner.PREFIX, Tuner.PROMPT, Tuner.P_TUNING)  # they train tokens, or keys and values, that go before each document
+# Their adapters cannot be added into the weights.
+UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY, Tuner.HINT, *PROMPT_LEARNING)
+# Their adapters can be written as LoRA matrices. PEFT offers it for dora too, but leaves out what dora adds to lora.
 CONVERTIBLE: Final = (
-    Tuner.DORA,
     Tuner.C3A,
     Tuner.DELORA,
     Tuner.FOURIERFT,
@@ -94,6 +100,7 @@ class Examples(StrEnum):
 
     CONVERSATIONS = "conversations"
     PREFERENCES = "preferences"  # a chosen and a rejected answer to one prompt
+    UNPAIRED = "unpaired answers"  # each marked as good or bad
     PROMPTS = "prompts"  # what comes before the last answer of a conversation; the answer is what rewards may compare with
 
 
@@ -101,12 +108,16 @@ LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
     Objective.REWARD: Examples.PREFERENCES,
+    Objective.KTO: Examples.UNPAIRED,
     Objective.PPO: Examples.PROMPTS,
     Objective.GRPO: Examples.PROMPTS,
     Objective.RLOO: Examples.PROMPTS,
 }
 REINFORCED: Final = tuple(objective for objective, examples in LEARNS_FROM.items() if examples is Examples.PROMPTS)
 """The objectives that learn from rewards for answers of the model's own."""
+
+ALONE: Final = (*REINFORCED, Objective.KTO)
+"""The objectives that cannot be shared by several processes yet."""
 
 
 class Lora(Part):
@@ -320,6 +331,36 @@ DPO_RULES: Final = (
 )
 
 
+class KtoLoss(StrEnum):
+    """Losses of objective kto, by TRL's names."""
+
+    KTO = "kto"
+    APO_ZERO_UNPAIRED = "apo_zero_unpaired"
+
+
+class Kto(Part):
+    """Options of objective kto (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    loss: KtoLoss = Field(
+        KtoLoss.KTO,
+        description="kto compares each answer with what answers gain in the mean, which takes another forward pass over the batch; apo_zero_unpaired compares with nothing.",
+    )
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="How strongly the model is held to what it was: the lower, the further it may go for the sake of the marks.",
+    )
+    desirable_weight: float = Field(
+        1.0,
+        alias="desirableWeight",
+        gt=0,
+        le=1000,
+        description="Weight of good answers; raise it where they are few: weights times counts should be alike.",
+    )
+    undesirable_weight: float = Field(1.0, alias="undesirableWeight", gt=0, le=1000, description="Weight of bad answers.")
+
+
 class Reward(Part):
     """Options of objective reward (Ouyang et al. 2022, arXiv:2203.02155)."""
 
@@ -332,7 +373,12 @@ class Reward(Part):
     )
 
 
-NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
+def either(names: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards or method.rewardModel"
 
 
 class Apart(NamedTuple):
@@ -352,8 +398,6 @@ def every(names: type[StrEnum], *, but: Sequence[StrEnum]) -> tuple[str, ...]:
 
 # Pairs of objective and tuner that cannot be, and why.
 UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
-    (Objective.DPO, Tuner.FULL): "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; "
-    "full would need a second copy of it",
     (
         Objective.REWARD,
         Tuner.QLORA,
@@ -377,6 +421,27 @@ APART: Final[tuple[Apart, ...]] = (
         ("all",),
         "an encoder-decoder (seq2seq) learns answers only: trainOn is response or last-response",
     ),
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "method.tuner",
+        PROMPT_LEARNING,
+        f"an encoder-decoder (seq2seq) is not tuned by {either(PROMPT_LEARNING)} yet",
+    ),
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "hyperparameters.optimizer",
+        (Optimizer.GALORE, *WITHIN_BACKWARD),
+        "an encoder-decoder (seq2seq) is not trained with optimizer galore, lomo or adalomo yet",
+    ),
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "output.formats",
+        ("lora", "onnx", "gguf"),
+        "an encoder-decoder (seq2seq) is published as adapter or merged: leave formats lora, onnx and gguf out",
+    ),
     Apart("method.tuner", (Tuner.HINT,), ARCHITECTURE, ("causal",), "tuner hint is for encoder-decoders: T5 and mT5"),
     Apart("method.tuner", (Tuner.HINT,), "method.objective", every(Objective, but=(Objective.SFT,)), "tuner hint is for objective sft"),
     Apart(
@@ -393,13 +458,75 @@ APART: Final[tuple[Apart, ...]] = (
         (True,),
         "what tuner hint makes is not measured yet: set evaluation.enabled: false",
     ),
-    Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
+    Apart(
+        "resources.sharding",
+        ("full",),
+        "method.objective",
+        every(Objective, but=(Objective.SFT, Objective.DPO)),
+        "resources.sharding: full is for objectives sft and dpo",
+    ),
+    Apart(
+        "resources.sharding",
+        ("full",),
+        "method.tuner",
+        every(Tuner, but=(Tuner.FULL, Tuner.LORA)),
+        "resources.sharding: full is for tuners full and lora",
+    ),
+    Apart(
+        "method.tuner",
+        every(Tuner, but=CONVERTIBLE),
+        "output.formats",
+        ("lora",),
+        "an adapter of this tuner is LoRA already, or cannot be converted to it: take format adapter or merged",
+    ),
+    Apart(
+        "method.tuner",
+        UNMERGED,
+        "output.formats",
+        ("merged", "onnx", "gguf"),
+        "an adapter of this tuner cannot be merged: take format adapter",
+    ),
+    Apart(
+        "method.objective",
+        (Objective.REWARD,),
+        "output.formats",
+        ("onnx", "gguf"),
+        "formats onnx and gguf are of models that answer: leave them out with objective reward",
+    ),
     Apart(
         "method.tuner",
         (Tuner.BITFIT,),
         "method.objective",
         every(Objective, but=(Objective.SFT,)),
         "tuner bitfit is for objective sft: it has no adapter to be set aside, and trains no head",
+    ),
+    Apart(
+        "method.tuner",
+        PROMPT_LEARNING,
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        f"tuner {either(PROMPT_LEARNING)} is for objective sft",
+    ),
+    Apart(
+        "method.tuner",
+        (Tuner.PREFIX,),
+        "hyperparameters.gradientCheckpointing",
+        (True,),
+        "tuner prefix keeps keys and values, which gradientCheckpointing would throw away: leave it out",
+    ),
+    Apart(
+        "hyperparameters.optimizer",
+        (Optimizer.GALORE, *WITHIN_BACKWARD),
+        "method.tuner",
+        every(Tuner, but=(Tuner.FULL,)),
+        "optimizer galore, lomo or adalomo saves memory where all weights are trained: it is for tuner full",
+    ),
+    Apart(
+        "hyperparameters.optimizer",
+        WITHIN_BACKWARD,
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        "optimizer lomo or adalomo is for objective sft",
     ),
     Apart(
         "method.objective",
@@ -413,26 +540,23 @@ APART: Final[tuple[Apart, ...]] = (
 # Fields of `method` that hold options, and the objectives that these are for.
 OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
     "dpo": (Objective.DPO,),
+    "kto": (Objective.KTO,),
     "reward": (Objective.REWARD,),
     "ppo": (Objective.PPO,),
     "grpo": (Objective.GRPO,),
     "rloo": (Objective.RLOO,),
     "rewards": REINFORCED,
+    "reward_model": REINFORCED,
 }
 # The same for tuners.
 TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY, "hint": (Tuner.HINT,)}
 NO_OPTIONS: Final = f"tuner {' and '.join(OWN)} have no options of PEFT: leave method.options out"
 
 
-def either(names: Sequence[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
 def misplaced(field: str) -> str:
     """What is said of options of another objective than the job's."""
     names = either(OPTIONS[field])
-    return f"{field} holds options of objective {names}: set objective: {OPTIONS[field][0]}, or leave them out"
+    return f"{Method.model_fields[field].alias or field} holds options of objective {names}: set objective: {OPTIONS[field][0]}, or leave them out"
 
 
 def misplaced_of_tuner(field: str) -> str:
@@ -446,9 +570,10 @@ class Method(Part):
     The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
     all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise; it
     needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model. bitfit trains the biases of a
-    model that has some (GPT-2, Qwen2). dora splits weights into size and direction. ia3 and ln-tuning train least. The others are the
-    methods of PEFT, by its names. hint trains a hypernetwork beside a frozen T5 or mT5: it reads an instruction once and writes prefixes and adapters for
-    the model, which then reads inputs without the instruction; for rows that tell instruction and input apart, to follow instructions never seen.
+    model that has some (GPT-2, Qwen2). dora splits weights into size and direction. prefix, prompt and p-tuning train what is read before
+    each text. ia3 and ln-tuning train least. The others are the methods of PEFT, by its names. hint trains a hypernetwork beside a frozen T5
+    or mT5: it reads an instruction once and writes prefixes and adapters for the model, which then reads inputs without the instruction; for
+    rows that tell instruction and input apart, to follow instructions never seen.
 
     options are those of the tuner's config class in PEFT, by its names: {r: 8} with loha, {num_virtual_tokens: 16} with prompt. What PEFT
     does not know is refused before a pod with a GPU is made.
@@ -465,7 +590,7 @@ class Method(Part):
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; with tuner full a frozen copy of the model is in memory beside it), kto (the same from answers that are each marked as good or bad), reward (a model that judges answers, from the same pairs; full and lora only), "
         "ppo (rewards for answers of the model's own, compared with what a value head expects), grpo or rloo (the same, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
@@ -481,12 +606,21 @@ class Method(Part):
     )
     hint: Hint = Field(default_factory=Hint, description="Options of tuner hint.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
+    kto: Kto = Field(default_factory=Kto, description="Options of objective kto.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
     ppo: Ppo = Field(default_factory=Ppo, description="Options of objective ppo.")
     grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")
     rloo: Rloo = Field(default_factory=Rloo, description="Options of objective rloo.")
     rewards: list[RewardTerm] = Field(
         default_factory=list, max_length=MAX_REWARDS, description="What answers are rewarded for, with objectives that learn from rewards."
+    )
+
+    reward_model: RewardModelUri = Field(
+        "",
+        alias="rewardModel",
+        description="Folder of a reward model (sequence classification with one label, such as objective reward publishes) with the tokenizer of the model that is "
+        "tuned: s3://bucket/path/ or hf://org/name@revision, read with spec.model.credentialsSecret, or model://<TunedModel>[@version] of this namespace, which the job "
+        "waits for. What it gives an answer is added to the rewards.",
     )
 
     @model_validator(mode="after")
@@ -501,7 +635,7 @@ class Method(Part):
             raise ValueError(NO_OPTIONS)
         if unfit := UNFIT.get((self.objective, self.tuner)):
             raise ValueError(unfit)
-        if self.objective in REINFORCED and not self.rewards:
+        if self.objective in REINFORCED and not (self.rewards or self.reward_model):
             raise ValueError(NEEDS_REWARDS)
         return self
 

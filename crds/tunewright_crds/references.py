@@ -23,7 +23,10 @@ class ModelField:
         return ".".join(("spec", *self.path))
 
 
-MODEL_FIELDS: Final = (ModelField(("model", "uri"), (Kind.FULL, Kind.MERGED)),)
+MODEL_FIELDS: Final = (
+    ModelField(("model", "uri"), (Kind.FULL, Kind.MERGED)),
+    ModelField(("method", "rewardModel"), (Kind.REWARD,)),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What pods ask for."""
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -38,10 +39,23 @@ class PodResources(Part):
     )
 
 
+class Sharding(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+    FULL = "full"
+
+
 class Resources(PodResources):
     """What a training pod asks for. Data preparation asks for the same processors and memory, and never for a GPU."""
 
-    gpus: int = Field(0, ge=0, le=1, description="GPUs of the training pod: 0 trains on processors.")
+    gpus: int = Field(
+        0, ge=0, le=16, description="GPUs of the training pod, each with a process of its own: 0 trains on processors, in one process."
+    )
+    sharding: Sharding = Field(
+        Sharding.AUTO,
+        description="Where several processes train: none gives each a copy of the model; full spreads the weights over all (FSDP2), for a model that would not fit "
+        "(objectives sft and dpo, tuners full and lora). auto: full where every weight trains, else none.",
+    )
     gpu_resource: str = Field(
         "nvidia.com/gpu",
         alias="gpuResource",

@@ -104,6 +104,7 @@ class PublishedForm(Part):
     kind: str = Field(max_length=16, description="adapter, merged, full or reward.")
     uri: str = Field(max_length=2048, description="Folder of the artefact.")
     digest: str = Field(max_length=128, description="Hash of the artefact's manifest.")
+    servability: str = Field("", max_length=16, description="Who can serve it: see TunedModel's forms.")
 
 
 class ModelStatus(Part):

@@ -16,8 +16,25 @@ class Kind(StrEnum):
     MERGED = "merged"
     FULL = "full"
     REWARD = "reward"
+    ONNX = "onnx"
+    GGUF = "gguf"
 
 
+class Servability(StrEnum):
+    """Who can serve an artefact; nothing is told of forms for other programs, and of hypernetworks, which none serves."""
+
+    UNTOLD = ""
+    WHOLE = "whole"
+    VLLM_LORA = "vllm-lora"
+    MERGE = "merge"
+    CONVERT = "convert"
+    TRANSFORMERS = "transformers"
+
+
+FOR_OTHERS: Final = (Kind.ONNX, Kind.GGUF)
+"""Forms for other programs, which are published beside the one that a TunedModel is of."""
+
+NOT_A_MODEL: Final = "onnx and gguf are forms beside another: kind is that of the adapter or of the whole model"
 NOT_SERVED: Final = "a reward model judges answers and gives none: it cannot be served"
 
 
@@ -41,7 +58,12 @@ class Artifact(Part):
 class Form(Artifact):
     """One form of the model."""
 
-    kind: Kind = Field(description="adapter, merged, full or reward.")
+    kind: Kind = Field(description="adapter, merged, full, reward, onnx or gguf.")
+    servability: Servability = Field(
+        Servability.UNTOLD,
+        description="Who can serve it: whole (any engine, as the model that it is), vllm-lora (vLLM too, as LoRA), convert (vLLM once it is published with "
+        "output.formats lora), merge (vLLM once it is merged), transformers (only PEFT itself). The built-in engine serves them all.",
+    )
 
 
 class ModelSource(Part):
@@ -67,7 +89,13 @@ class Serving(Part):
     resources: ServingResources = Field(default_factory=ServingResources, description="What a serving pod asks for.")
 
 
-class TunedModelSpec(Part, json_schema_extra=Rules(("self.kind != 'reward' || !self.serving.enabled", NOT_SERVED))):
+class TunedModelSpec(
+    Part,
+    json_schema_extra=Rules(
+        ("self.kind != 'reward' || !self.serving.enabled", NOT_SERVED),
+        ("!(self.kind in ['onnx', 'gguf'])", NOT_A_MODEL),
+    ),
+):
     """What is wanted."""
 
     base: Base = Field(description="The model that was tuned.")
@@ -88,9 +116,11 @@ class TunedModelSpec(Part, json_schema_extra=Rules(("self.kind != 'reward' || !s
     serving: Serving = Field(default_factory=Serving, description="Whether and how it is served.")
 
     @model_validator(mode="after")
-    def _served_models_answer(self) -> "TunedModelSpec":
+    def _can_be_loaded(self) -> "TunedModelSpec":
         if self.kind is Kind.REWARD and self.serving.enabled:
             raise ValueError(NOT_SERVED)
+        if self.kind in FOR_OTHERS:
+            raise ValueError(NOT_A_MODEL)
         return self
 
     @property

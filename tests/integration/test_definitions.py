@@ -56,10 +56,18 @@ FIELDS = {
     "unknown field": ("method.lora.rnak", 8, 'unknown field "spec.method.lora.rnak"'),
     "unknown objective": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo.beta", 0.2, "dpo holds options of objective dpo"),
-    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
+    "kto's options with another objective": ("method.kto.desirableWeight", 2, "kto holds options of objective kto"),
+    "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", "format unpaired is for objective kto"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
     "an architecture that nobody knows": ("model.architecture", "rnn", "model.architecture"),
+    "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "galore holds options of optimizer galore"),
+    "a split batch for lomo": (
+        "hyperparameters",
+        {"optimizer": "lomo", "batchSize": 8, "microBatchSize": 4},
+        "takes the whole batch at once",
+    ),
+    "adapters within the backward pass": ("hyperparameters.optimizer", "lomo", "it is for tuner full"),
     "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective ppo, grpo or rloo"),
     "nothing that is rewarded": ("method.objective", "rloo", "an objective that learns from rewards needs some"),
     "more mini-batches than prompts": (
@@ -76,6 +84,8 @@ FIELDS = {
     ),
     "biases of a reward model": ("method", {"objective": "reward", "tuner": "bitfit"}, "tuner bitfit is for objective sft"),
     "options of a hypernetwork with another tuner": ("method.hint.fusion", False, "hint holds options of tuner hint"),
+    "a reward model that may change": ("method", {"objective": "grpo", "rewardModel": "hf://org/judge"}, "pin a commit"),
+    "a reward model with another objective": ("method.rewardModel", "s3://models/judge/", "rewardModel holds options of objective"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "a tuned model of another namespace": ("model.uri", "model://team-b/helper", "of this namespace only"),
@@ -105,7 +115,7 @@ FIELDS = {
     ),
     "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
     "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
-    "two GPUs": ("resources.gpus", 2, "resources.gpus"),
+    "more GPUs than a machine has": ("resources.gpus", 17, "resources.gpus"),
 }
 
 
@@ -121,6 +131,10 @@ def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace
     for part, value, said in (
         ("method", {"objective": "dpo"}, "objective sft only"),
         ("dataset", {"trainOn": "all"}, "learns answers only"),
+        ("method", {"tuner": "p-tuning"}, "is not tuned by"),
+        ("hyperparameters", {"optimizer": "lomo"}, "is not trained with optimizer"),
+        ("resources", {"gpus": 2}, "trains in one process"),
+        ("output", {"formats": ["gguf"]}, "is published as adapter or merged"),
     ):
         wrong = copy.deepcopy(job)
         wrong["spec"].setdefault(part, {}).update(value)
@@ -173,6 +187,7 @@ RIGHT = {
         {"fewShot": [0, 4], "maxExamples": 50, "classification": "always", "maxNewTokens": 16, "compareWithBase": False},
     ),
     "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
+    "marked answers": ("method", {"objective": "kto", "kto": {"loss": "apo_zero_unpaired", "desirableWeight": 2}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "rewards": (
         "method",
@@ -182,6 +197,7 @@ RIGHT = {
             "rewards": [{"type": "regex", "pattern": "a", "weight": 2}, {"type": "length", "max": 9}],
         },
     ),
+    "a model that rewards": ("method", {"objective": "rloo", "rewardModel": "s3://models/judge/"}),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "a tuned model": ("model.uri", "model://helper@20260301-12345678"),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),

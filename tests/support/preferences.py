@@ -17,14 +17,14 @@ NO_DROPOUT = {"dropout": 0}
 
 def rows_of(made: Sequence[Row]) -> list[data.Row]:
     """Rows as training reads them."""
-    return [
-        data.Row(
-            np.array([token for ids, _ in row for token in ids], dtype=np.int64),
-            np.array([label for _, labels in row for label in labels], dtype=np.int64),
-            [len(ids) for ids, _ in row],
-        )
-        for row in made
-    ]
+    return [_row(row) for row in made]
+
+
+def _row(row: Row) -> data.Row:
+    ids = np.array([token for ids, _ in row for token in ids], dtype=np.int64)
+    labels = np.array([label for _, labels in row for label in labels], dtype=np.int64)
+    lengths = [len(ids) for ids, _ in row]
+    return data.Judged(ids, labels, [len(ids)], desirable=lengths[0] > 0) if 0 in lengths else data.Row(ids, labels, lengths)
 
 
 def adapted(layout: Layout = "llama", *, objective: str = "dpo", seed: int = 1) -> Tuned:

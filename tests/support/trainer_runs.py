@@ -11,9 +11,11 @@ process would be. Started as ``python -m tests.support.trainer_runs``, it reads 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +38,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
             cwd=_ROOT,
         )
 
@@ -77,7 +79,7 @@ class Attempts:
         self._nursery = nursery
 
     def start(self, config: PodConfig, *, attempt: int, digest: str, **harm: Any) -> None:
-        """Begin an attempt. ``harm``: ``environment={...}``; ``kill_at_write=N``; ``terminate_at_step=N``; ``pause_at_step=N``, until `go_on`; ``s3`` true takes the config's
+        """Begin an attempt. ``harm``: ``processes=N`` that train together; ``environment={...}``; ``kill_at_write=N``; ``terminate_at_step=N``, of several processes the last; ``pause_at_step=N``, until `go_on`; ``s3`` true takes the config's
         storage, with the keys in the folder ``keys``."""
         self.message.unlink(missing_ok=True)
         plain = config.model_dump(mode="json", by_alias=True)
@@ -113,14 +115,34 @@ def _nursery() -> None:
     import tunewright_trainer.train.recipe  # noqa: F401
 
     for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            try:
-                _attempt(json.loads(line))
-            finally:
-                os._exit(99)  # the attempt itself ends the process; this is for mistakes of this file
-        status = os.waitpid(child, 0)[1]
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        command = json.loads(line)
+        size = command.get("processes", 1)
+        world = {"WORLD_SIZE": size, **_rendezvous()} if size > 1 else {}
+        children = [_forked(command, rank, world) for rank in range(size)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(codes[0], flush=True)
+
+
+def _rendezvous() -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1]}
+
+
+def _forked(command: dict[str, Any], rank: int, world: dict[str, Any]) -> int:
+    """The process that does the attempt, or one of several that do it together."""
+    child = os.fork()
+    if not child:
+        try:
+            os.environ |= {name: str(value) for name, value in world.items()}
+            if world:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            _attempt(command)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(99)  # the attempt itself ends the process; this is for mistakes of this file
+    return child
 
 
 def _attempt(command: dict[str, Any]) -> None:
@@ -129,7 +151,8 @@ def _attempt(command: dict[str, Any]) -> None:
     from tunewright_trainer.storage import LocalStore, open_store
 
     work = Path(command["work"])
-    os.environ |= {"TUNEWRIGHT_TERMINATION_MESSAGE": str(work / MESSAGE), **command.get("environment", {})}
+    message = MESSAGE + os.environ.get("RANK", "").replace("0", "")
+    os.environ |= {"TUNEWRIGHT_TERMINATION_MESSAGE": str(work / message), **command.get("environment", {})}
     process.watch_for_stop()
     process.set_up_log()
     config = _config(command["config"])
@@ -138,7 +161,7 @@ def _attempt(command: dict[str, Any]) -> None:
         if command.get("s3")
         else _deadly(LocalStore)(work / "store", command.get("kill_at_write"))
     )
-    if "terminate_at_step" in command:
+    if "terminate_at_step" in command and int(os.environ.get("RANK", "0")) == command.get("processes", 1) - 1:
         _before_step(command["terminate_at_step"], _terminate)
     if "pause_at_step" in command:
         _before_step(command["pause_at_step"], lambda: _pause(work / PAUSED))

@@ -55,6 +55,12 @@ def pairs(count: int, *, seed: int = 0) -> list[Row]:
     return made
 
 
+def marked(count: int, *, seed: int = 0) -> list[Row]:
+    """The answers of `pairs`, a row each: of a pair of a good and a bad answer only one is there."""
+    nothing: Document = ([], [])
+    return [row for chosen, rejected in pairs(count, seed=seed) for row in ([chosen, nothing], [nothing, rejected])]
+
+
 def write_rows(folder: Path, rows: Sequence[Row], *, instructions: Sequence[list[int]] = ()) -> None:
     """One Arrow file as `prepare` writes it; for a hypernetwork with the instruction of each row."""
     folder.mkdir(parents=True, exist_ok=True)

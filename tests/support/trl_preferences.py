@@ -1,8 +1,8 @@
 """TRL's own losses over preferences as a process of its own, since TRL leaves threads and settings behind.
 
 ``python -m tests.support.trl_preferences FOLDER...``: each folder holds `case.json` and `weights.safetensors`, and gets `metrics.json` and
-`gradient.safetensors`. A case names the `objective` (dpo, reward), the `model`, the trainer's `options`, the `metrics` to tell and the `rows` of token ids;
-dpo also rank and alpha of its adapter, whose weights the safetensors are; those of reward are the whole model's.
+`gradient.safetensors`. A case names the `objective` (dpo, kto, reward), the `model`, the trainer's `options`, the `metrics` to tell and the `rows` of token ids;
+dpo and kto also rank and alpha of its adapter, whose weights the safetensors are; those of reward are the whole model's.
 """
 
 import json
@@ -46,6 +46,25 @@ def _dpo(case: dict[str, Any], common: dict[str, Any]) -> tuple[Any, str]:
     return trainer, _PREFIX
 
 
+def _kto(case: dict[str, Any], common: dict[str, Any]) -> tuple[Any, str]:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import KTOConfig, KTOTrainer
+
+    trainer = KTOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(case["model"], dtype=torch.float32),
+        args=KTOConfig(max_length=None, per_device_train_batch_size=2, **common),
+        train_dataset=Dataset.from_list([{"prompt": "a", "completion": text, "label": text == "b"} for text in "bc"]),
+        processing_class=AutoTokenizer.from_pretrained(case["model"]),
+        peft_config=LoraConfig(
+            r=case["rank"], lora_alpha=case["alpha"], lora_dropout=0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    return trainer, _PREFIX
+
+
 def _reward(case: dict[str, Any], common: dict[str, Any]) -> tuple[Any, str]:
     import torch
     from datasets import Dataset
@@ -61,7 +80,7 @@ def _reward(case: dict[str, Any], common: dict[str, Any]) -> tuple[Any, str]:
     return trainer, ""
 
 
-_TRAINERS: Final = {"dpo": _dpo, "reward": _reward}
+_TRAINERS: Final = {"dpo": _dpo, "kto": _kto, "reward": _reward}
 
 
 def _compute(folder: Path) -> None:

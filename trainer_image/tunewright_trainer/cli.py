@@ -12,8 +12,10 @@ from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
+from tunewright_crds.hyperparameters import Optimizer
 from tunewright_crds.method import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_trainer import launch
 from tunewright_trainer.process import do_without, ending, work_under_way
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ Config = Annotated[Path, typer.Option(help="The job's resolved config, as the op
 Manifest = Annotated[
     Path, typer.Argument(help="An InstructionTuningJob; addresses in it may be paths of this machine.", show_default=False)
 ]
+Processes = Annotated[int | None, typer.Option(min=1, max=64, help="Processes that train together on this machine; default: one a GPU.")]
 Output = Annotated[Path, typer.Option(help="Folder for everything that is made.", show_default=False)]
 
 
@@ -105,6 +108,7 @@ def train(
     dataset: Annotated[str, typer.Option(help="Digest of the prepared data.")],
     config: Config = Path(names.CONFIG_FILE),
     halvings: Annotated[int, typer.Option(min=0, help="How often the micro-batch is halved, after running out of memory.")] = 0,
+    processes: Processes = None,
 ) -> None:
     """Train on prepared data, going on from the newest checkpoint, and publish the model."""
     with ending("train") as end:
@@ -113,6 +117,8 @@ def train(
         from tunewright_trainer.storage import open_store
 
         job = load_pod_config(config)
+        if (count := launch.wanted(processes, job.spec.resources.gpus)) > 1:
+            raise SystemExit(launch.run(count, work=Path(names.SCRATCH)))
         _load_no_more_than(job)
         store = open_store(job.storage)
         end.outcome = training.run(job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=Path(names.SCRATCH), store=store)
@@ -136,8 +142,8 @@ def evaluate(
 
 
 def _load_no_more_than(config: PodConfig) -> None:
-    """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not."""
-    if config.spec.method.tuner is not Tuner.QLORA:
+    """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not; galore-torch cannot do without it."""
+    if config.spec.method.tuner is not Tuner.QLORA and config.spec.hyperparameters.optimizer is not Optimizer.GALORE:
         do_without("bitsandbytes")
 
 
@@ -183,16 +189,16 @@ def plan_memory(
 
 
 @app.command()
-def run(manifest: Manifest, output: Output) -> None:
+def run(manifest: Manifest, output: Output, processes: Processes = None) -> None:
     """Prepare, train, publish and evaluate on this machine, with the manifest that a cluster would be given. Run again, it goes on from its checkpoints."""
     work_under_way.set()
     with ending("run") as end:
         from tunewright_trainer.config import load_manifest
 
-        end.outcome = _run_here(load_manifest(manifest), output)
+        end.outcome = _run_here(load_manifest(manifest), output, processes)
 
 
-def _run_here(config: PodConfig, output: Path) -> Outcome:
+def _run_here(config: PodConfig, output: Path, processes: int | None) -> Outcome:
     from tunewright_crds.storage import metrics_key
     from tunewright_trainer import prepare as preparing
     from tunewright_trainer import train as training
@@ -201,14 +207,17 @@ def _run_here(config: PodConfig, output: Path) -> Outcome:
     _load_no_more_than(config)
     output.mkdir(parents=True, exist_ok=True)
     store = LocalStore(output)
-    with tempfile.TemporaryDirectory(prefix="tunewright-") as work:
-        prepared = preparing.run(config, work=Path(work), store=store)
+    with launch.work_folder() as work:
+        prepared = preparing.run(config, work=work / f"prepare-{launch.local_rank()}", store=store)
         assert prepared.dataset is not None
         _check_test_rows(config, prepared.dataset)
+        if (count := launch.wanted(processes, config.spec.resources.gpus)) > 1:
+            raise SystemExit(launch.run(count, work=work))
         attempt = 1 + sum(1 for _ in store.list(f"{metrics_key(config.job.namespace, config.job.uid)}/"))  # each has a history of its own
-        outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=Path(work), store=store)
+        outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=work, store=store)
     outcome.dataset = prepared.dataset
-    _tell_data(outcome, output)
+    if launch.local_rank() == 0:
+        _tell_data(outcome, output)
     if outcome.artifact:
         typer.echo(f"model: {outcome.artifact.uri} ({outcome.artifact.kind})")
         outcome.evaluation = _evaluate_here(config, prepared.dataset, outcome.artifact.uri, store)

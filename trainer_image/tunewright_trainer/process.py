@@ -24,6 +24,9 @@ from tunewright_crds.pod import Failed, Outcome, clean
 
 log = logging.getLogger(__name__)
 
+TERMINATION_MESSAGE_VARIABLE: Final = "TUNEWRIGHT_TERMINATION_MESSAGE"
+"""Names the file of the termination message, where it is not the kubelet's."""
+
 stop_requested: Final = threading.Event()
 """Set by SIGTERM. Long loops look at it and raise `Stopped`."""
 
@@ -143,7 +146,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def write_termination_message(outcome: Outcome) -> None:
     """Write what the operator reads. Never fails: without a place to write to (on a laptop), there is nobody to read."""
-    wanted = os.environ.get("TUNEWRIGHT_TERMINATION_MESSAGE")
+    wanted = os.environ.get(TERMINATION_MESSAGE_VARIABLE)
     path = Path(wanted or names.TERMINATION_MESSAGE)
     if not wanted and not path.exists():
         return

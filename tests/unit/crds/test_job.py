@@ -56,19 +56,22 @@ REFUSED = {
     "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
     "an objective that is not built": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo", {"beta": 0.2}, "method"),
-    "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
     "dpo that is told the wrong thing for sure": (
         "method",
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "hyperparameters"),
+    "a split batch for lomo": ("hyperparameters", {"optimizer": "lomo", "batchSize": 8, "microBatchSize": 4}, "hyperparameters"),
     "options of lora with another tuner": ("method", {"tuner": "ia3", "lora": {"rank": 8}}, "method"),
     "options of a tuner that has none": ("method", {"tuner": "bitfit", "options": {"r": 8}}, "method"),
     "too many options": ("method.options", {f"o{index}": 1 for index in range(33)}, "method.options"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
     "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
+    "options of kto with another objective": ("method.kto", {"beta": 0.2}, "method"),
+    "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", ""),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
-    "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
+    "more GPUs than a node has": ("resources.gpus", 17, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
     "a model name that Kubernetes would refuse": ("output.modelName", "Big Model", "output.modelName"),
 }
@@ -93,8 +96,8 @@ DPO_REFUSED = {
 @pytest.mark.parametrize(("path", "value", "said"), DPO_REFUSED.values(), ids=DPO_REFUSED)
 def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: str) -> None:
     spec = spec_with(path, value)
-    for objective in ("dpo", "reward"):
-        with pytest.raises(ValidationError, match=said):
+    for objective in ("dpo", "reward", "kto"):
+        with pytest.raises(ValidationError, match="unpaired answers" if objective == "kto" and "preferences" in said else said):
             read_spec(spec | {"method": {"objective": objective}})
     read_spec(spec)
 
@@ -119,15 +122,19 @@ def test_options_of_dpo_have_an_effect(options: dict[str, object]) -> None:
 
 
 UNFIT_VALUES = {
-    "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+    "a prefix that is thrown away": ("prefix", "prompt", {"hyperparameters": {"gradientCheckpointing": True}}, "leave it out"),
+    "an optimizer for all weights": ("lora", "full", {"hyperparameters": {"optimizer": "galore"}}, "is for tuner full"),
+    "an adapter that cannot be converted": ("dora", "loha", {"output": {"formats": ["lora"]}}, "or cannot be converted"),
+    "an adapter that cannot be merged": ("lily", "lora", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+    "an adapter of which there is no whole": ("lily", "lora", {"output": {"formats": ["adapter", "gguf"]}}, "cannot be merged"),
 }
 
 
-@pytest.mark.parametrize(("tuner", "parts", "said"), UNFIT_VALUES.values(), ids=UNFIT_VALUES)
-def test_tuners_and_fields_that_do_not_go_together_are_refused(tuner: str, parts: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("tuner", "other", "parts", "said"), UNFIT_VALUES.values(), ids=UNFIT_VALUES)
+def test_tuners_and_fields_that_do_not_go_together_are_refused(tuner: str, other: str, parts: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         read_spec({**SMALLEST, "method": {"tuner": tuner}, **parts})
-    read_spec({**SMALLEST, **parts})
+    read_spec({**SMALLEST, "method": {"tuner": other}, **parts})
 
 
 def test_a_reward_model_is_not_served() -> None:
@@ -145,6 +152,9 @@ def test_a_reward_model_is_not_served() -> None:
 SEQ2SEQ_REFUSED = {
     "preferences": ("method.objective", "dpo", "is tuned by objective sft only"),
     "prompts that are learned": ("dataset.trainOn", "all", "learns answers only"),
+    "virtual tokens": ("method.tuner", "prefix", "is not tuned by"),
+    "a form for other programs": ("output.formats", ["adapter", "onnx"], "is published as adapter or merged"),
+    "another form for other programs": ("output.formats", ["gguf"], "is published as adapter or merged"),
     "examples that are shown": ("evaluation.fewShot", [0, 2], "is measured without examples"),
 }
 
@@ -156,6 +166,14 @@ def test_what_an_encoder_decoder_cannot_do_is_refused_where_the_job_says_that_it
     with pytest.raises(ValidationError, match=said):
         read_spec(spec | {"model": {"uri": "s3://b-1/models/x/", "architecture": "seq2seq"}})
     read_spec(spec_with("model.architecture", "seq2seq"))
+
+
+@pytest.mark.parametrize("optimizer", ["galore", "lomo", "adalomo"])
+def test_an_encoder_decoder_is_not_trained_with_optimizers_that_were_not_tried_with_one(optimizer: str) -> None:
+    spec = spec_with("hyperparameters", {"optimizer": optimizer}) | {"method": {"tuner": "full"}}
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="is not trained with optimizer"):
+        read_spec(spec | {"model": {"uri": "s3://b-1/models/x/", "architecture": "seq2seq"}})
 
 
 HINT_REFUSED = {
@@ -186,6 +204,18 @@ def test_options_of_the_hypernetwork_are_for_its_tuner() -> None:
         read_spec(spec_with("method.hint", {"prefixTokens": 8}))
 
 
+def test_forms_for_other_programs_stand_beside_a_model_that_answers() -> None:
+    spec = spec_with("output.formats", ["onnx", "gguf"])
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="models that answer"):
+        read_spec(spec | {"method": {"objective": "reward"}})
+    forms = [{"kind": kind, "uri": "s3://b/a"} for kind in ("adapter", "gguf")]
+    model = {"base": {"uri": "s3://b/x/"}, "artifact": {"uri": "s3://b/a"}, "version": "1", "kind": "adapter", "forms": forms}
+    TunedModelSpec.model_validate(model)
+    with pytest.raises(ValidationError, match="forms beside another"):
+        TunedModelSpec.model_validate(model | {"kind": "gguf"})
+
+
 REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
     "nothing that is rewarded": ("method.rewards", [], "learns from rewards needs some"),
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
@@ -193,6 +223,9 @@ REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
     "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
     "more mini-batches than prompts": ("method", {"objective": "ppo", "ppo": {"miniBatches": 17}}, "miniBatches is above batchSize"),
+    "a reward model that may change": ("method", {"rewardModel": "hf://org/judge"}, "pin a commit"),
+    "a reward model of an odd name": ("method", {"rewardModel": "model://Judge"}, "model://"),
+    "a reward model on a volume": ("method", {"rewardModel": "pvc://claim/judge"}, "a reward model is s3"),
     "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
     "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
     "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),

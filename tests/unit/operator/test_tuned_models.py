@@ -129,6 +129,24 @@ def test_what_is_taken_is_what_pods_are_told_of(uri: str, model: Manifest, form:
     assert holds(world.status.conditions, "ModelReady")
 
 
+def test_a_reward_model_is_waited_for_beside_the_model_that_it_rewards() -> None:
+    world = World(a_job().with_spec(model={"uri": "model://m"}, method={"objective": "ppo", "rewardModel": "model://judge"}))
+    world.awaited = awaiting(a_model())
+    world.settle()
+    assert (world.status.phase, world.status.taken_models) == (Phase.PENDING, [])
+    world.awaited = awaiting(a_model()) | {"judge": Awaited(Served.of(a_model(kind="merged", name="judge")), [])}
+    world.settle()
+    assert world.status.error is not None, "a model that answers is no judge"
+    assert (world.status.error.code, world.status.error.param) == ("ConfigInvalid", "spec.method.rewardModel")
+    world = World(a_job().with_spec(model={"uri": "model://m"}, method={"objective": "ppo", "rewardModel": "model://judge"}))
+    world.awaited = awaiting(a_model()) | {"judge": Awaited(Served.of(a_model(kind="reward", name="judge")), [])}
+    world.settle()
+    assert [taken.field for taken in world.status.taken_models] == ["spec.model.uri", "spec.method.rewardModel"]
+    (body,) = [body for plan in world.plans for body in plan.create if body["kind"] == "ConfigMap"]
+    told = PodConfig.model_validate_json(body["data"]["job.json"]).spec.method.reward_model
+    assert told == "s3://tunewright/ns/models/judge/v1/reward"
+
+
 def test_a_new_version_or_a_deletion_changes_nothing_for_a_job_that_has_taken_its_model() -> None:
     world = naming()
     world.awaited = awaiting(a_model())

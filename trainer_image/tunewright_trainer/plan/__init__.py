@@ -116,6 +116,8 @@ def _unknown(spec: JobSpec, shape: Geometry | None, facts: DataFacts | None, mod
         return f"there is no memory plan for objective {spec.method.objective}"
     if spec.method.tuner not in KNOWN_TUNERS:
         return f"there is no memory plan for tuner {spec.method.tuner}"
+    if spec.resources.gpus > 1 and spec.shards_model:
+        return "there is no memory plan for weights that are spread over several GPUs"
     return "" if facts else "the prepared data does not say how long its rows are"
 
 

@@ -33,6 +33,8 @@ class Conversation:
     shared: int = 0
     instruction: str = field(default="", compare=False)
     """The beginning of the last question, where it says what is to be done, and an empty line and the input follow; empty where nobody knows."""
+    desirable: bool | None = None
+    """Whether the last answer is marked as a good one; None where nobody says."""
 
     @property
     def documents(self) -> "tuple[Conversation, ...]":
@@ -71,7 +73,8 @@ class Conversation:
 
     def content(self) -> bytes:
         """The same bytes for the same conversation, whatever it was read from."""
-        pair = [self.rejected, self.shared] if self.rejected else []
+        pair: list[Any] = [self.rejected, self.shared] if self.rejected else []
+        pair += [self.desirable] if self.desirable is not None else []
         return orjson.dumps([self.messages, self.tools, sorted(self.read_only), self.text, *pair], option=orjson.OPT_SORT_KEYS)
 
     def cleaned(self) -> "Conversation":
@@ -82,7 +85,8 @@ class Conversation:
             tuple({**message, "content": clean_text(message["content"])} for message in part) for part in (self.messages, self.rejected)
         )
         instruction = clean_text(self.instruction)
-        return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group, rejected, self.shared, instruction)
+        text = clean_text(self.text)
+        return Conversation(messages, self.tools, self.read_only, text, self.group, rejected, self.shared, instruction, self.desirable)
 
     def every_text(self) -> list[str]:
         """Everything that a template may show, names of roles among it: also the calls of tools, and what describes these."""
@@ -93,7 +97,7 @@ class Conversation:
         messages, rejected, tools = (tuple(_rewritten(one, change) for one in part) for part in (self.messages, self.rejected, self.tools))
         # Where the instruction ends after a change nobody knows, unless there is none.
         kept = self.instruction if any(one["content"].startswith(self.instruction) for one in messages) else ""
-        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared, kept)
+        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared, kept, self.desirable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ class Converter:
 
     def __init__(self, source: Source, *, param: str, examples: Examples = Examples.CONVERSATIONS) -> None:
         self._source = source
-        self._pairs = examples is Examples.PREFERENCES
+        self._unpaired = examples is Examples.UNPAIRED
+        self._pairs = examples is Examples.PREFERENCES or self._unpaired
         self._prompts = examples is Examples.PROMPTS
         self._template = RowTemplate(source.template, source.choices, param=param) if source.template else None
 
@@ -56,14 +57,15 @@ class Converter:
                 if prompt == before:
                     continue
                 before = prompt
-            yield found
+            yield from preferences.apart(found) if self._unpaired else (found,)
 
     def _answers(self, row: Row) -> Iterable[Conversation | Drop]:
         if self._template:
             return self._template.conversations(row)
         fields = Fields(row, self._source.columns)
         if self._pairs:
-            return preferences.READERS[self._source.format](fields)
+            readers = preferences.UNPAIRED_READERS if self._unpaired else preferences.READERS
+            return readers[self._source.format](fields)
         read = recognised(fields) if self._source.format is DataFormat.AUTO else READERS[self._source.format]
         return read(fields)
 

@@ -34,7 +34,7 @@ class Encoded:
     lengths: Longs
     """[examples], in tokens."""
     chosen: Longs
-    """[examples], in tokens: of a pair, the document with the chosen answer, which comes first; empty where there are no pairs."""
+    """[examples], in tokens: of a pair, the document with the chosen answer, which comes first; of a marked answer all or nothing, as it is good or bad; empty where there are neither."""
     kept: Longs
     """[examples]: numbers of their conversations in the batch."""
     drops: dict[int, str]
@@ -111,12 +111,16 @@ class Encoder:
             truncated += long
             kept[number] = documents
         flat = [document for documents in kept.values() for document in documents]
-        pairs = [documents for documents in kept.values() if len(documents) > 1]
         return Encoded(
             ids=np.frombuffer(b"".join(document.ids for document in flat), np.int32),
             labels=np.frombuffer(b"".join(document.labels for document in flat), np.int32),
             lengths=np.array([sum(len(document.ids) for document in documents) // ID_BYTES for documents in kept.values()], dtype=np.int64),
-            chosen=np.array([len(documents[0].ids) // ID_BYTES for documents in pairs], dtype=np.int64),
+            chosen=np.array(
+                [len(documents[0].ids) // ID_BYTES * (conversations[number].desirable is not False) for number, documents in kept.items()]
+                if any(conversation.rejected or conversation.desirable is not None for conversation in conversations)
+                else [],
+                dtype=np.int64,
+            ),
             kept=np.array(list(kept), dtype=np.int64),
             drops=drops,
             truncated=truncated,

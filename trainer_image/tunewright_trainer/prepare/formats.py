@@ -218,7 +218,7 @@ _OTHERS: Final[tuple[tuple[Callable[[Fields], bool], str], ...]] = (
     ),
     (
         lambda row: row.has("prompt", "completion") and isinstance(row.find("label"), bool),
-        "has a label that marks its answer as good or bad, which objective sft does not learn from; remove it, or the bad rows",
+        "has a label that marks its answer as good or bad, which objective sft does not learn from; set method.objective: kto, or remove it, or the bad rows",
     ),
 )
 READERS: Final = {one.name: one.read for one in FORMATS}

@@ -1,6 +1,7 @@
 """Rows that say which of two answers is the better one."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from tunewright_crds.dataset import DataFormat
@@ -9,6 +10,10 @@ from tunewright_trainer.prepare.chat import message_of, tools_of
 from tunewright_trainer.prepare.conversation import SAME, Conversation, Drop, Message, RowError, assistant, pair, system, user
 from tunewright_trainer.prepare.fields import Fields
 
+_NO_MARKS: Final = (
+    "holds no marked answers, which the objective learns from: neither {prompt, completion, label} nor preferences; "
+    "name other keys by `columns`, or set method.objective: sft"
+)
 Found = Iterable[Conversation | Drop]
 
 _NEITHER: Final = (
@@ -72,4 +77,40 @@ READERS: Final[dict[DataFormat, Callable[[Fields], Found]]] = {
     DataFormat.AUTO: recognised,
     DataFormat.PREFERENCE: preference,
     DataFormat.OASST: _tree,
+}
+
+
+def _unpaired(fields: Fields) -> Found:
+    """`prompt` and `completion`, each a text or a list of messages, and `label`: whether the completion is a good one."""
+    label = fields.get("label")
+    if label not in (True, False):
+        raise RowError(fields.name("label"), "must be true or false: whether the answer is a good one")
+    before, answer = _prompt(fields), _side(fields, "completion")
+    if answer[0]["role"] != "assistant":
+        raise RowError(fields.name("completion"), "must begin with an answer: what comes before it belongs to the prompt")
+    if (instruction := fields.optional("system")) and before[0]["role"] != "system":
+        before = (system(instruction), *before)
+    read = frozenset(at for at, message in enumerate(before) if message["role"] == "assistant")
+    return [Conversation((*before, *answer), tools_of(fields), read, desirable=bool(label))]
+
+
+def _marked(fields: Fields) -> Found:
+    if fields.has("label"):
+        return _unpaired(fields)
+    if not (fields.has("chosen") or fields.has("rejected") or isinstance(fields.find("prompt"), dict)):
+        raise RowError("", _NO_MARKS)
+    return recognised(fields)
+
+
+def apart(found: Conversation | Drop) -> Found:
+    """Of a pair, both answers by themselves, each with its mark."""
+    if isinstance(found, Drop) or found.desirable is not None:
+        return [found]
+    return [replace(side, desirable=good) for side, good in zip(found.documents, (True, False), strict=True)]
+
+
+UNPAIRED_READERS: Final[dict[DataFormat, Callable[[Fields], Found]]] = {
+    **READERS,
+    DataFormat.AUTO: _marked,
+    DataFormat.UNPAIRED: _unpaired,
 }

@@ -55,7 +55,7 @@ class Reader:
         check_template(self.tokenizer, task.template, own=bool(task.config.spec.model.chat_template))
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        self.spill, self.keys = Spill(self._folder / EXAMPLES, pairs=task.pairs), KeyFile(self._folder / KEYS)
+        self.spill, self.keys = Spill(self._folder / EXAMPLES, pairs=task.pairs or task.unpaired), KeyFile(self._folder / KEYS)
         self.signatures = SignatureFile(self._folder / SIGNATURES) if task.compares else None
         try:
             self._encode(pieces)

@@ -15,6 +15,7 @@ from tunewright_crds.job import Architecture
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
 from tunewright_trainer.config import is_local
+from tunewright_trainer.exports import check_forms
 from tunewright_trainer.plan import plan, refuse, table
 from tunewright_trainer.prepare.conversation import Drop
 from tunewright_trainer.prepare.drops import DROPS, Drops
@@ -44,6 +45,7 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
     with telling(outcome):
         _check_options(config)
         task = Task.open(config, work / "base")
+        check_forms(config.spec, task.model.folder)
         key = dataset_key(config.job.namespace, task.digest) if key is None else key
         found = read_manifest(store, key)
         if found is not None and found.get("digest") == task.digest:
@@ -148,7 +150,11 @@ class _Preparation:
         taken = 0
         writers = [
             SplitWriter(
-                self.folder / split.value, self.options, pairs=self.task.pairs, seq2seq=self.task.seq2seq, instructed=self.task.instructed
+                self.folder / split.value,
+                self.options,
+                pairs=self.task.pairs or self.task.unpaired,
+                seq2seq=self.task.seq2seq,
+                instructed=self.task.instructed,
             )
             for split in SPLITS
         ]

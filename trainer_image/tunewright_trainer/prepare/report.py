@@ -41,6 +41,8 @@ class Findings:
         self.truncated = 0
         self._samples: list[tuple[int, list[dict[str, Any]]]] = []  # number of the source, the example in pieces
         self._tokens = self._unknown = 0
+        self._marked = task.unpaired
+        self.desirable = 0
         self._each = max(1, SAMPLES // sum(source.spec.split is Split.TRAIN for source in self.sources))
         self._bar = max(1, -(-self.longest // _BARS))
         self._lengths = np.zeros(-(-self.longest // self._bar), dtype=np.int64)
@@ -51,6 +53,7 @@ class Findings:
         if tokenizer.unk_token_id is not None:
             self._unknown += int((found.ids == tokenizer.unk_token_id).sum())
         self.truncated += found.truncated
+        self.desirable += int((found.chosen > 0).sum()) if self._marked else 0
         self._lengths += np.bincount((found.longest - 1) // self._bar, minlength=len(self._lengths))
         if source.spec.split is Split.TRAIN:
             wanted = range(min(self._room(source.index), len(found.lengths)))
@@ -67,6 +70,7 @@ class Findings:
             "tokens": self._tokens,
             "unknown": self._unknown,
             "truncated": self.truncated,
+            "desirable": self.desirable,
             "lengths": self._lengths.tolist(),
             "samples": self._samples,
             "rules": self.cleaner.facts(),
@@ -81,6 +85,7 @@ class Findings:
         self._tokens += tally["tokens"]
         self._unknown += tally["unknown"]
         self.truncated += tally["truncated"]
+        self.desirable += tally["desirable"]
         self._lengths += np.array(tally["lengths"], dtype=np.int64)
         self.cleaner.add(tally["rules"])
         self._samples += [(number, sample) for number, sample in tally["samples"] if self._room(number)]
@@ -115,6 +120,8 @@ class Findings:
             "droppedAt": self.drops.places,
             **self.cleaner.facts(),
             "truncated": self.truncated,
+            "desirable": self.desirable if self._marked else None,
+            "undesirable": int(self._lengths.sum()) - self.desirable if self._marked else None,
             "longestAllowed": self.longest,
             "splits": self.told_splits(),
             "packedShare": round(train.tokens / (train.rows * self.options.max_length), 4) if train.rows and packs else None,
@@ -210,6 +217,10 @@ def _shown(found: Encoded, number: int, tokenizer: Any) -> list[dict[str, Any]]:
     if not len(found.chosen):
         return _sample(ids, labels, tokenizer)
     cut = int(found.chosen[number])
+    if cut == len(ids):
+        return _sample(ids, labels, tokenizer)
+    if cut == 0:
+        return [piece | ({"rejected": True} if piece["learned"] else {}) for piece in _sample(ids, labels, tokenizer)]
     start = cut + int(np.argmax(labels[cut:] != IGNORED))
     worse = _sample(ids[start:], labels[start:], tokenizer)
     return _sample(ids[:cut], labels[:cut], tokenizer) + [piece | {"rejected": True} for piece in worse]

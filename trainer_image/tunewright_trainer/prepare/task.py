@@ -59,6 +59,11 @@ class Task:
         return self.config.spec.method.examples is Examples.PREFERENCES
 
     @property
+    def unpaired(self) -> bool:
+        """Whether the examples are answers that are marked as good or bad: pairs of which one side is missing."""
+        return self.config.spec.method.examples is Examples.UNPAIRED
+
+    @property
     def prompts(self) -> bool:
         """Whether the examples are prompts for the model to answer itself."""
         return self.config.spec.method.examples is Examples.PROMPTS
@@ -101,8 +106,8 @@ class Task:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
         examples = {"objective": "dpo"} if self.pairs else {}  # as it was called before other objectives learned from the same pairs
-        if self.prompts:
-            examples = {"examples": Examples.PROMPTS.value}
+        if self.prompts or self.unpaired:
+            examples = {"examples": self.config.spec.method.examples.value}
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         architecture = {"architecture": Architecture.SEQ2SEQ.value, "instructed": self.instructed} if self.seq2seq else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}

@@ -23,6 +23,8 @@ TOKENIZER_FILES: Final = (
     "spiece.model",
     "generation_config.json",
 )
+CONFIG_FILE: Final = "adapter_config.json"
+ENERGY: Final = 0.9999999  # share of the squared singular values that a conversion keeps
 TEMPLATE_FILE: Final = "chat_template.jinja"
 
 
@@ -31,10 +33,40 @@ def write_adapter(tuned: Tuned, folder: Path, *, base_uri: str) -> None:
     assert tuned.peft is not None
     tuned.peft.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card has gaps to fill in; ours comes later
-    path = folder / "adapter_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings |= {"base_model_name_or_path": base_uri, "inference_mode": True}
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _name_base(folder, base_uri)
+
+
+def write_converted(tuned: Tuned, folder: Path, *, base_uri: str) -> None:
+    """The adapter as LoRA matrices that make up nearly all of its changes (`ENERGY`), all of the rank that the widest of them needs."""
+    from peft import convert_to_lora
+    from safetensors.torch import save_file
+
+    config, weights = convert_to_lora(tuned.peft, rank=ENERGY)
+    rank = max(weight.shape[0] for name, weight in weights.items() if name.endswith("lora_A.weight"))
+    config.r = config.lora_alpha = rank
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    config.task_type = "CAUSAL_LM"
+    save_file({name: _padded(name, weight, rank) for name, weight in weights.items()}, folder / "adapter_model.safetensors")
+    config.save_pretrained(folder)
+    _name_base(folder, base_uri)
+
+
+def _padded(name: str, weight: torch.Tensor, rank: int) -> torch.Tensor:
+    """With zeros up to the rank: the product stays the same, and programs that know but one rank can read it."""
+    missing = rank - weight.shape[0 if name.endswith("lora_A.weight") else 1]
+    sides = (0, 0, 0, missing) if name.endswith("lora_A.weight") else (0, missing)
+    return torch.nn.functional.pad(weight.detach().cpu(), sides).contiguous()
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What PEFT says of a written adapter."""
+    found: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def _name_base(folder: Path, base_uri: str) -> None:
+    settings = adapter_config(folder) | {"base_model_name_or_path": base_uri, "inference_mode": True}
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_hypernetwork(tuned: Tuned, folder: Path, *, base_uri: str) -> None:
@@ -49,7 +81,14 @@ def write_whole(network: Any, folder: Path, *, dtype: torch.dtype) -> None:
     """
     if network.config._attn_implementation == attention.NAME:
         network.config._attn_implementation = "sdpa"
-    network.to(dtype).save_pretrained(folder)
+    rounded(network, dtype).save_pretrained(folder)
+
+
+def rounded(network: Any, dtype: torch.dtype) -> Any:
+    """``network`` itself with its weights in ``dtype``. Buffers stay as they are: rotations of positions in half precision would be another model."""
+    for weight in network.parameters():
+        weight.data = weight.data.to(dtype)
+    return network
 
 
 def merged(tuned: Tuned, base_folder: Path) -> Any:

@@ -14,7 +14,9 @@ from tunewright_trainer.train.reward_model import judged
 
 # Greatest difference of a logit, as a share of the greatest logit.
 SAME: Final = 1e-4  # the same arithmetic in another order
+CONVERTED: Final = 1e-2  # what was left out as too small to matter
 ROUNDED: Final = 5e-2  # weights rounded to the base's own half precision
+OTHER_PROGRAM: Final = 5e-3  # another program's arithmetic, with tables for some functions
 PROBE_TOKENS: Final = 256
 _AGAIN: Final = "verified"
 
@@ -27,7 +29,7 @@ class Probe:
 
     def __init__(self, row: Row, autocast: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._autocast = autocast
-        self._ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
+        self.ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
         self._row = row.shortened(PROBE_TOKENS) if isinstance(row, SourceTarget) else None
 
     @torch.no_grad()
@@ -39,8 +41,8 @@ class Probe:
             assert isinstance(batch, Padded)
             with self._autocast():
                 return seq2seq.logits(network, batch).float().cpu()
-        with attention.documents([self._ids.shape[1]]), self._autocast():
-            ids = self._ids.to(network.device)
+        with attention.documents([self.ids.shape[1]]), self._autocast():
+            ids = self.ids.to(network.device)
             if hasattr(network, "score"):
                 answer = judged(network, network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[:, None]
             else:
@@ -64,6 +66,15 @@ def adapter_logits(tuned: Tuned, folder: Path, probe: Probe) -> torch.Tensor:
     finally:
         tuned.peft.set_adapter("default")
         tuned.peft.delete_adapter(_AGAIN)
+
+
+def converted_logits(base_folder: Path, folder: Path, probe: Probe, *, device: torch.device) -> torch.Tensor:
+    """What an adapter of another kind than the trained one gives over a base of its own."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    return probe.logits(PeftModel.from_pretrained(base.to(device), folder).base_model.model)
 
 
 def model_logits(folder: Path, probe: Probe, *, like: Any) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """How a model reads a prompt and goes on token by token: decoder-only models, and encoder-decoders."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -21,9 +21,9 @@ class Decoding(Protocol):
         ...
 
 
-def decoding(network: Any) -> Decoding:
-    """A new generation by a transformers model."""
-    return _EncoderDecoder(network) if network.config.is_encoder_decoder else _Causal(network)
+def decoding(network: Any, *, begin: Callable[[Any], Any] = lambda cache: cache) -> Decoding:
+    """A new generation by a transformers model. ``begin`` makes of an empty cache the one with which a text begins; encoder-decoders begin at nothing."""
+    return _EncoderDecoder(network) if network.config.is_encoder_decoder else _Causal(network, begin)
 
 
 def context_of(network: Any, tokenizer: Any) -> int:
@@ -37,11 +37,11 @@ def context_of(network: Any, tokenizer: Any) -> int:
 class _Causal:
     """The prompt and the answer are one text."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, begin: Callable[[Any], Any]) -> None:
         from transformers import DynamicCache
 
         self._network = network
-        self._cache = DynamicCache(config=network.config)
+        self._cache = begin(DynamicCache(config=network.config))
 
     def read(self, prompt: Sequence[int]) -> Iterator[torch.Tensor]:
         for part in torch.split(torch.tensor([list(prompt)], device=self._network.device), PREFILL_TOKENS, dim=1):

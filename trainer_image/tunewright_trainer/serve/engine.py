@@ -4,6 +4,7 @@ Nothing else touches the model: requests, loads and unloads are handed to the th
 long answer does not keep short ones waiting.
 """
 
+import copy
 import itertools
 import logging
 import queue
@@ -11,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
 
-from tunewright_trainer.serve.decoding import context_of, decoding
+from tunewright_trainer.serve.decoding import Decoding, context_of, decoding
 from tunewright_trainer.serve.protocol import ApiError, Options
 from tunewright_trainer.serve.text import TextStream
 
@@ -44,14 +46,21 @@ class Piece:
 
 @dataclass
 class Served:
-    """A model id: the base itself, or an adapter (``adapter`` is PEFT's name of it, never used twice) with its own chat template."""
+    """A model id: the base itself, or an adapter (``adapter`` is its name, never used twice, in PEFT's wrapper ``peft``) with its own chat template."""
 
     id: str
     template: str
     version: str = ""
     uri: str = ""
     adapter: str | None = None
+    peft: Any = None
     running: int = 0
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens of prompt learning, which stand before every text."""
+        config = self.peft.peft_config[self.adapter] if self.peft is not None else None
+        return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 @dataclass
@@ -76,8 +85,9 @@ class Engine:
         self.base = base
         self.context = context_of(network, tokenizer)
         self.adapters: dict[str, Served] = {}
-        self._peft: Any | None = None
-        self._active: str | None = None
+        # All LoRA adapters, over one skeleton of the base; any other adapter has a wrapper and a skeleton of its own. Skeletons share the base's weights.
+        self._loras: Any = None
+        self._active: Served | None = None
         self._numbers = itertools.count(1)
         self._work: queue.SimpleQueue[Request | Callable[[], None] | None] = queue.SimpleQueue()
         self._retired: list[Served] = []
@@ -199,7 +209,7 @@ class Engine:
     def _generate(self, request: Request) -> Iterator[None]:
         """The steps of a generation: the prompt in chunks, then a token each."""
         options = request.options
-        under_way = decoding(self.network)
+        under_way = self._decoding(request.served)
         pick = Sampler(options, self.network.device)
         text = TextStream(self.tokenizer, options.stops)
         logits = torch.empty(0)
@@ -207,7 +217,7 @@ class Engine:
         while (part := self._next(request.served, parts)) is not None:
             logits = part
             yield
-        room = self.room(len(request.prompt))
+        room = self.room(len(request.prompt)) - request.served.virtual_tokens
         most = min(room, options.max_tokens or room)
         for count in range(1, most + 1):
             token = pick(logits)
@@ -222,40 +232,54 @@ class Engine:
                 break
             if shown:
                 request.emit(Piece(shown, count))
-            self._activate(request.served.adapter)
+            self._network(request.served)
             logits = under_way.go_on(token)
             yield
         request.emit(Piece(shown + text.rest(), most, "length"))
 
+    def _decoding(self, served: Served) -> Decoding:
+        """A new generation by a model."""
+        return decoding(self._network(served), begin=partial(self._begin, served))
+
     def _next(self, served: Served, parts: Iterator[torch.Tensor]) -> torch.Tensor | None:
         """Read the next part of a prompt with the model asked for; None when all is read."""
-        self._activate(served.adapter)
+        self._network(served)
         return next(parts, None)
 
-    def _activate(self, adapter: str | None) -> None:
-        if self._peft is None or adapter == self._active:
-            return
-        if adapter is None:
-            self._peft.base_model.disable_adapter_layers()
-        else:
-            if self._active is None:
-                self._peft.base_model.enable_adapter_layers()
-            self._peft.base_model.set_adapter(adapter)
-        self._active = adapter
+    def _network(self, served: Served) -> Any:
+        """The base with the model's adapter at work in it."""
+        if served.peft is None:
+            return self.network
+        if self._active is not served:
+            served.peft.set_adapter(served.adapter)
+            self._active = served
+        return served.peft.get_base_model()
+
+    def _begin(self, served: Served, cache: Any) -> Any:
+        """The cache with which a text begins: of prompt learning it holds the virtual tokens."""
+        if not served.virtual_tokens:
+            return cache
+        prompt = served.peft.get_prompt(batch_size=1)
+        if not isinstance(prompt, torch.Tensor):  # keys and values, of prefix tuning
+            return prompt
+        self._network(served)(inputs_embeds=prompt.to(self.network.dtype), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
 
     def _load(self, name: str, folder: Path, *, version: str, uri: str, template: str) -> None:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel, PeftType
 
         adapter = f"a{next(self._numbers)}"
         served = Served(id=name, template=template, version=version, uri=uri, adapter=adapter)
+        shared = PeftConfig.from_pretrained(folder).peft_type == PeftType.LORA
         with torch.inference_mode(mode=False):  # weights made inside would be unusable outside
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self.network, folder, adapter_name=adapter)
+            if shared and self._loras is not None:
+                self._loras.load_adapter(folder, adapter)
+                served.peft = self._loras
             else:
-                self._peft.load_adapter(folder, adapter)
-        self._peft.eval()
-        self._active = "?"  # loading may have switched
-        self._peft.base_model.enable_adapter_layers()
+                served.peft = PeftModel.from_pretrained(skeleton(self.network), folder, adapter_name=adapter)
+                self._loras = served.peft if shared else self._loras
+        served.peft.eval()
+        self._active = None  # loading may have switched
         try:
             self._probe(served)
         except Exception:
@@ -267,7 +291,9 @@ class Engine:
 
     def _probe(self, served: Served) -> None:
         """One step must give numbers."""
-        logits = self._next(served, decoding(self.network).read([self.tokenizer.eos_token_id or 0]))
+        if served.virtual_tokens and self.network.config.is_encoder_decoder:
+            raise ValueError("prompt learning is not served over an encoder-decoder")
+        logits = self._next(served, self._decoding(served).read([self.tokenizer.eos_token_id or 0]))
         assert logits is not None
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("the adapter gives no finite logits")
@@ -288,9 +314,16 @@ class Engine:
             self._delete(served)
 
     def _delete(self, served: Served) -> None:
-        if self._peft is not None and served.adapter in self._peft.peft_config:
-            self._peft.delete_adapter(served.adapter)
-            self._active = "?"  # deleting the active one switches to another
+        if served.peft is not None and served.peft is self._loras:
+            served.peft.delete_adapter(served.adapter)
+            self._active = None  # deleting the active one switches to another
+        served.peft = None
+
+
+def skeleton(network: Any) -> Any:
+    """The same model with layers of its own, for an adapter to be put into, over the same weights."""
+    shared = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
+    return copy.deepcopy(network, shared)
 
 
 class Sampler:

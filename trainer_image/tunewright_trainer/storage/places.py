@@ -133,6 +133,19 @@ def open_model(config: PodConfig, *, commit: str = "") -> Place:
     )
 
 
+def open_reward_model(config: PodConfig) -> Place:
+    """The folder of the job's reward model, read with the keys of its base model; what the platform itself published with the platform's."""
+    uri = config.spec.method.reward_model
+    return _open(
+        config,
+        uri,
+        secret="" if uri.startswith(f"s3://{config.storage.bucket}/") else config.spec.model.credentials_secret,
+        folder=names.MODEL_CREDENTIALS,
+        missing=FailureCode.MODEL_NOT_FOUND,
+        param="spec.method.rewardModel",
+    )
+
+
 def open_hub(uri: str, keys: dict[str, str], *, missing: FailureCode, param: str, patterns: bool = False, commit: str = "") -> Place:
     """What an `hf://` address names. `keys` may hold HF_TOKEN and HF_ENDPOINT; `commit` goes before the address's own revision."""
     # The library is imported by the jobs that need it.

@@ -3,6 +3,7 @@
 outcome = train.run(config, attempt=1, dataset_digest=digest, halvings=0, work=Path("/scratch"), store=store)
 """
 
+import json
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,14 @@ from typing import Any
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import MemoryStatus
-from tunewright_crds.storage import dataset_key
+from tunewright_crds.storage import MANIFEST, dataset_key
+from tunewright_trainer import launch
 from tunewright_trainer.config import is_local
+from tunewright_trainer.exports import check_forms
 from tunewright_trainer.plan import measured, parse_config, plan, read_shapes, refuse, table
-from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, read_manifest
-from tunewright_trainer.train.base import fetch_base
-from tunewright_trainer.train.fit import check_fit
+from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, open_reward_model, read_manifest
+from tunewright_trainer.train.base import fetch_base, fetch_model
+from tunewright_trainer.train.fit import check_fit, check_judge
 from tunewright_trainer.train.lineage import commit_of
 from tunewright_trainer.train.metrics import peak_memory_bytes
 
@@ -34,27 +37,41 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train import options
 
         options.checked(config.spec.method)
-    with ThreadPoolExecutor(2) as pool:
-        # Both arrive while the libraries are being imported, which takes seconds.
-        fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
-        fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
+    with ThreadPoolExecutor(3) as pool:
+        # They arrive while the libraries are being imported, which takes seconds. One process of each machine fetches for all of it.
+        fetches = launch.local_rank() == 0
+        fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store) if fetches else None
+        fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store) if fetches else None
+        fetching_judge = pool.submit(_fetch_judge, config, work / "judge") if fetches else None
         from tunewright_trainer.train.recipe import train
-    model, manifest = fetching_model.result(), fetching_data.result()
-    check_fit(manifest, model, config.spec.model)
-    memory = _plan_memory(config, model, manifest)
-    outcome = train(
-        _pinned(config, commit_of(config, manifest)),
-        attempt=attempt,
-        dataset_digest=dataset_digest,
-        halvings=halvings,
-        planned_halvings=memory.micro_batch_halvings,
-        data=work / "data",
-        model=model,
-        work=work,
-        store=store,
-    )
-    log.info("%s", measured(memory, peak_memory_bytes()))
-    return outcome
+        from tunewright_trainer.train.world import joined
+    with joined(gpu=bool(config.spec.resources.gpus)) as world:
+        if fetching_data:
+            fetching_data.result()
+        model = world.of_leader(fetching_model.result() if fetching_model else Path())
+        judge = world.of_leader(fetching_judge.result() if fetching_judge else None)
+        world.wait()
+        manifest = json.loads((work / "data" / MANIFEST).read_bytes())
+        check_fit(manifest, model, config.spec.model)
+        if judge is not None:
+            check_judge(judge, model)
+        check_forms(config.spec, model)
+        memory = _plan_memory(config, model, manifest)
+        outcome = train(
+            _pinned(config, commit_of(config, manifest)),
+            world=world,
+            attempt=attempt,
+            dataset_digest=dataset_digest,
+            halvings=halvings,
+            planned_halvings=memory.micro_batch_halvings,
+            data=work / "data",
+            model=model,
+            judge=judge,
+            work=work,
+            store=store,
+        )
+        log.info("%s", measured(memory, peak_memory_bytes()))
+        return outcome
 
 
 def _plan_memory(config: PodConfig, folder: Path, manifest: dict[str, Any]) -> MemoryStatus:
@@ -65,6 +82,11 @@ def _plan_memory(config: PodConfig, folder: Path, manifest: dict[str, Any]) -> M
     if not is_local(config):
         refuse(memory, config.spec)
     return memory
+
+
+def _fetch_judge(config: PodConfig, folder: Path) -> Path | None:
+    """The folder of the job's reward model, if it names one."""
+    return fetch_model(open_reward_model(config), folder) if config.spec.method.reward_model else None
 
 
 def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:
@@ -83,12 +105,10 @@ def _pinned(config: PodConfig, commit: str) -> PodConfig:
     return config.model_copy(update={"spec": config.spec.model_copy(update={"model": model})})
 
 
-def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> dict[str, Any]:
-    """The manifest of the prepared data, whose files come into the folder."""
+def _fetch_data(config: PodConfig, digest: str, folder: Path, store: Store) -> None:
+    """The files of the prepared data and their manifest come into the folder."""
     key = dataset_key(config.job.namespace, digest)
-    manifest = fetch_folder(store, key, folder)
-    if manifest is None:
+    if fetch_folder(store, key, folder) is None:
         raise Refusal(
             FailureCode.STORAGE_NOT_FOUND, f"there is no prepared data at {store.uri(key)}; it was deleted since", param=store.uri(key)
         )
-    return manifest

@@ -97,21 +97,15 @@ class Checkpoints:
             return snapshot
         return None
 
-    def offer(self, take: Callable[[], Snapshot]) -> bool:
-        """Save a snapshot in the background, unless the one before is still on its way: then nothing is taken, and False returned.
-
-        Raises what the one before failed with.
-        """
+    def ready(self) -> bool:
+        """Whether a snapshot can be begun now: not while the one before is on its way. Raises what that one failed with."""
         self._raise_error()
-        if self._writer is not None and self._writer.is_alive():
-            return False
-        self._start(take())
-        return True
+        return self._writer is None or not self._writer.is_alive()
 
     def save(self, snapshot: Snapshot) -> None:
         """Save a snapshot, and return when it lies complete in storage."""
         self.wait()
-        self._start(snapshot)
+        self.begin(snapshot)
         self.wait()
 
     def wait(self) -> None:
@@ -125,7 +119,8 @@ class Checkpoints:
         if error is not None:
             raise error
 
-    def _start(self, snapshot: Snapshot) -> None:
+    def begin(self, snapshot: Snapshot) -> None:
+        """Save a snapshot in the background; only when `ready`."""
         # A daemon: a run that fails does not wait for storage that is away.
         self._writer = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
         self._writer.start()
@@ -169,19 +164,6 @@ class Checkpoints:
 def copied(tensors: Tensors) -> Tensors:
     """Copies in the processor's memory."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: dict[str, torch.nn.Parameter]) -> Tensors:
-    """The optimizer's state as ``<weight>:<name>``."""
-    return {f"{name}:{part}": value for name, weight in weights.items() for part, value in optimizer.state.get(weight, {}).items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, weights: dict[str, torch.nn.Parameter], saved: Tensors) -> None:
-    """Put saved state back, each tensor where the optimizer keeps it."""
-    for name, value in saved.items():
-        weight_name, _, part = name.rpartition(":")
-        weight = weights[weight_name]
-        optimizer.state[weight][part] = value.clone() if value.dim() == 0 and weight.device.type == "cpu" else value.to(weight.device)
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:

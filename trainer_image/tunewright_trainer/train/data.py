@@ -59,6 +59,13 @@ class SourceTarget(Row):
         return SourceTarget(source, self.labels[:longest], [len(source)], self.instruction[:longest])
 
 
+@dataclass(frozen=True)
+class Judged(Row):
+    """A row of one answer that is marked as good or bad."""
+
+    desirable: bool
+
+
 class Rows:
     """The rows of one split, memory-mapped from its Arrow files: memory does not grow with their number. ``seq2seq``: they are for an encoder-decoder."""
 
@@ -78,6 +85,8 @@ class Rows:
             told = [self._numbers("instruction", index)] if "instruction" in self._table.column_names else []
             return SourceTarget(ids, self._numbers("labels", index), [len(ids)], *told)
         lengths = self._numbers("lengths", index).tolist() if "lengths" in self._table.column_names else [len(ids)]
+        if 0 in lengths:  # of a pair of a good and a bad answer only one is there
+            return Judged(ids, self._numbers("labels", index), [len(ids)], desirable=lengths[0] > 0)
         return Row(ids, self._numbers("labels", index), lengths)
 
     def _numbers(self, column: str, index: int) -> Ints:

@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), with any of the losses of `dpo_losses`.
 
-Of each pair the chosen answer shall become likelier than the rejected one, compared with the reference: the model without its adapter, as it was before.
+Of each pair the chosen answer shall become likelier than the rejected one, compared with the reference: the model as it was before, without its adapter or as a frozen copy.
 Each row is a pair of two documents, the chosen one first.
 """
 
@@ -18,14 +18,16 @@ from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
 from tunewright_trainer.train.dpo_losses import Documents, Pairs, couples, losses
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reinforced import Reference
 
 
 @dataclass(frozen=True)
 class Whole:
-    """What a micro-batch must know of its batch: its ``pairs``, and the learned ``tokens`` of their chosen answers."""
+    """What a micro-batch must know of its batch: its ``pairs``, and the learned ``tokens`` of their chosen answers. ``weight`` 0: it is no part of it."""
 
     pairs: int
     tokens: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ Share = Whole | Coupled
 class Dpo:
     """See `tunewright_trainer.train.objective.Optimised`."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, before: Reference) -> None:
         self._options = options
+        self._before = before
 
     def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Share]:
         """What pairs of the whole batch must be known for is computed before the gradients: so accumulation is the big batch, whatever the loss."""
@@ -55,7 +58,7 @@ class Dpo:
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Share) -> Measured:
         """The loss is the mean over pairs; of loss sft the mean over tokens."""
-        before = None if isinstance(share_of, Coupled) else reference(tuned, batch, tail=self._options.ld_alpha)
+        before = None if isinstance(share_of, Coupled) else reference(self._before, batch, tail=self._options.ld_alpha)
         with documents(batch.lengths):
             policy = likelihoods(tuned, batch, tail=self._options.ld_alpha)
             if isinstance(share_of, Coupled):
@@ -79,10 +82,10 @@ class Dpo:
         """The pairs' share of the loss of the whole batch, and of its metrics. ``before`` is `Documents.logps` of the reference."""
         pairs = Pairs(self._options, policy, before, tokens=whole.tokens, pairs=whole.pairs)
         each = losses(pairs)
-        return each.sum() / whole.pairs, _told(pairs, each.detach(), share_of=whole.pairs)
+        return each.sum() / whole.pairs * whole.weight, _told(pairs, each.detach(), share=whole.weight / whole.pairs)
 
     def _both(self, tuned: Tuned, batch: MicroBatch) -> tuple[Documents, torch.Tensor]:
-        before = reference(tuned, batch, tail=self._options.ld_alpha)
+        before = reference(self._before, batch, tail=self._options.ld_alpha)
         with documents(batch.lengths):
             return likelihoods(tuned, batch, tail=self._options.ld_alpha), before
 
@@ -98,7 +101,7 @@ class Dpo:
         counts = [len(group) for group in groups]
         by_logps, by_sums = (torch.split(part, [2 * count for count in counts]) for part in found_grads)
         told = (
-            _told(part, some, share_of=whole.pairs)
+            _told(part, some, share=1 / whole.pairs)
             for part, some in zip(_split(pairs, counts), torch.split(each.detach(), counts), strict=True)
         )
         return [Coupled(logps, sums, measured) for logps, sums, measured in zip(by_logps, by_sums, told, strict=True)]
@@ -122,7 +125,7 @@ def _split(pairs: Pairs, each: Sequence[int]) -> Iterator[Pairs]:
         yield Pairs(pairs.options, Documents(logps, sums, counts), before, pairs.tokens, pairs.pairs)
 
 
-def _told(pairs: Pairs, each: torch.Tensor, *, share_of: int) -> Measured:
+def _told(pairs: Pairs, each: torch.Tensor, *, share: float) -> Measured:
     """TRL's metrics. Rewards are log-ratios by beta, in nats, whatever the loss."""
     chosen, rejected = pairs.options.beta * pairs.chosen, pairs.options.beta * pairs.rejected
     told = {
@@ -134,7 +137,7 @@ def _told(pairs: Pairs, each: torch.Tensor, *, share_of: int) -> Measured:
         "logps/chosen": pairs.policy.logps[0::2],
         "logps/rejected": pairs.policy.logps[1::2],
     }
-    return {name: float(values.detach().sum()) / share_of for name, values in told.items()}
+    return {name: float(values.detach().sum()) * share for name, values in told.items()}
 
 
 def likelihoods(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -> Documents:
@@ -155,19 +158,18 @@ def likelihoods(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -
 
 
 @torch.no_grad()
-def reference(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -> torch.Tensor:
-    """`Documents.logps` by the model without its adapter, and without dropout."""
-    with documents(batch.lengths), _as_before(tuned):
+def reference(before: Reference, batch: MicroBatch, *, tail: float | None = None) -> torch.Tensor:
+    """`Documents.logps` by the model as it was before training, and without dropout."""
+    with documents(batch.lengths), before.as_before() as tuned, without_dropout(tuned.network):
         return likelihoods(tuned, batch, tail=tail).logps
 
 
 @contextlib.contextmanager
-def _as_before(tuned: Tuned) -> Iterator[None]:
-    assert tuned.peft is not None  # the contract refuses dpo of the whole model
-    training = tuned.network.training
-    tuned.network.eval()
+def without_dropout(network: torch.nn.Module) -> Iterator[None]:
+    """For as long as it lasts."""
+    training = network.training
+    network.eval()
     try:
-        with tuned.peft.disable_adapter():
-            yield
+        yield
     finally:
-        tuned.network.train(training)
+        network.train(training)

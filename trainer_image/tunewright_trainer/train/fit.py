@@ -11,6 +11,8 @@ from tunewright_trainer.prepare.model import read_model
 # What decides how a text becomes token ids, by how the names of the files begin.
 _TOKENIZER: Final = ("tokenizer", "vocab", "merges", "spiece", "special_tokens", "added_tokens", "chat_template")
 
+_VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
 
 def check_fit(manifest: dict[str, Any], folder: Path, model: Model) -> None:
     """Refuse a model whose tokenizer, chat template or context differs from what the data was prepared for.
@@ -33,6 +35,14 @@ def check_fit(manifest: dict[str, Any], folder: Path, model: Model) -> None:
         raise _unfit(
             f"the data has examples of up to {manifest['longest']} tokens, and {model.uri} reads only {own.context}", "spec.model.uri"
         )
+
+
+def check_judge(judge: Path, folder: Path) -> None:
+    """Refuse a reward model that reads other tokens than the model in `folder` writes."""
+    own, other = read_model(folder).hashes, read_model(judge).hashes
+    shared = [name for name in _VOCABULARIES if name in own and name in other]
+    if not shared or any(own[name] != other[name] for name in shared):
+        raise _unfit("a reward model of another tokenizer: its vocabulary must be that of spec.model", "spec.method.rewardModel")
 
 
 def _unfit(message: str, param: str) -> Refusal:

@@ -86,7 +86,7 @@ class Surrogate:
             return max(1, sum(row.targets for row in rows))
         return len(rows) * (self._options.max_new_tokens if kind is LossType.DR_GRPO else 1)
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         rows = [row for row in batch.rows if isinstance(row, Experience)]
         with documents(batch.lengths):

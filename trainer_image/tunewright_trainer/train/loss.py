@@ -21,7 +21,7 @@ class Sft:
         """The loss is the mean over trained tokens."""
         return max(1, sum(row.targets for row in rows))
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> dict[str, float]:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> dict[str, float]:
         """See `tunewright_trainer.train.objective.Optimised`."""
         return {"loss": backward(tuned, batch, share_of=share_of, smoothing=self._smoothing)}
 
@@ -36,16 +36,8 @@ class Sft:
 
 
 def forward(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:
-    """Logits [targets, vocabulary] where something is learned, and nowhere else: on long prompts the output head is most of the work."""
-    if isinstance(batch, Padded):
-        return seq2seq.forward(tuned, batch)
-    with tuned.autocast():
-        if tuned.keeps_logits:
-            answer = tuned.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=batch.keep)
-            logits: torch.Tensor = answer.logits[0]
-        else:
-            logits = tuned.network(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[0, batch.keep]
-    return logits.float()
+    """`Tuned.logits`, or of an encoder-decoder `seq2seq.forward`."""
+    return seq2seq.forward(tuned, batch) if isinstance(batch, Padded) else tuned.logits(batch)
 
 
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
@@ -53,7 +45,7 @@ def summed_loss(logits: torch.Tensor, targets: torch.Tensor, *, smoothing: float
     return cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
 
 
-def backward(tuned: Tuned, batch: MicroBatch, *, share_of: int, smoothing: float) -> float:
+def backward(tuned: Tuned, batch: MicroBatch, *, share_of: float, smoothing: float) -> float:
     """Add the gradients of a micro-batch's loss, as its share of a batch with ``share_of`` trained tokens; returns that share of the loss.
 
     Dividing by the tokens of the whole batch makes accumulation exact: a long micro-batch counts as its tokens do.

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +14,11 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import Architecture, JobSpec
-from tunewright_crds.method import Objective, Tuner
+from tunewright_crds.method import PROMPT_LEARNING, Objective, Tuner
 from tunewright_trainer.architecture import auto_model, check_method, check_seq2seq, check_stated, is_seq2seq
 from tunewright_trainer.prepare.model import read_model
 from tunewright_trainer.train import attention, reward_model, tuners
+from tunewright_trainer.train.data import MicroBatch
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,18 @@ _BF16_CAPABILITY: Final = (8, 0)  # Ampere, the first with bf16 tensor cores
 
 @dataclass
 class Tuned:
-    """A model in training. ``network`` is the plain transformers model, with the adapter's layers in it; ``peft`` wraps it, if there is an adapter."""
+    """A model in training.
+
+    ``network`` is the plain transformers model, with the adapter's layers in it; ``peft`` wraps it, if there is an adapter. What is trained by
+    prompt learning (``prompted``) is in no layer: there ``network`` is the wrapper, and each document needs a pass of its own.
+    """
 
     network: Any
     peft: Any | None
     device: torch.device
     compute: torch.dtype
     keeps_logits: bool
+    prompted: bool = False
     head: torch.nn.Module | None = None
     """What is trained beside the network and not published."""
 
@@ -50,6 +56,23 @@ class Tuned:
         if self.compute is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute)
+
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        """Logits [targets, vocabulary] in fp32 where something is learned, and nowhere else: on long prompts the output head is most of the work.
+
+        Must be called within `attention.documents`.
+        """
+        with self.autocast():
+            if self.prompted:
+                return torch.cat([self._logits(**document) for document in _apart(batch)]).float()
+            return self._logits(batch.input_ids, batch.keep, position_ids=batch.position_ids).float()
+
+    def _logits(self, input_ids: torch.Tensor, keep: torch.Tensor, **more: Any) -> torch.Tensor:
+        if self.keeps_logits:
+            answer = self.network(input_ids=input_ids, use_cache=False, logits_to_keep=keep, **more)
+            logits: torch.Tensor = answer.logits[0]
+            return logits
+        return self.network(input_ids=input_ids, use_cache=False, **more).logits[0, keep]  # type: ignore[no-any-return]
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         """Put saved weights into the model; they must be exactly those that it trains."""
@@ -77,28 +100,31 @@ def choose_precision(spec: JobSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted is Precision.BF16 else torch.float32
 
 
-def load(folder: Path, spec: JobSpec, *, steps: int = 0) -> Tuned:
-    """The base model of ``folder`` with the job's tuner, ready to train for so many steps; an adapter begins as the seed says.
+def load(folder: Path, spec: JobSpec, *, steps: int = 0, device: torch.device | None = None) -> Tuned:
+    """The base model of ``folder`` with the job's tuner, ready to train for so many steps; an adapter begins as the seed says. ``device``: default the job's.
 
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
     check_kind(folder, spec)
-    tuned = load_untuned(folder, spec)
+    tuned = load_untuned(folder, spec, device=device)
     network = tuned.network
+    tuned.prompted = spec.method.tuner in PROMPT_LEARNING
     if network.config.is_encoder_decoder:
         check_beginning(network.config)
-    else:
+    elif not tuned.prompted:
         check_isolation(network)
     tuned.peft = tuners.apply(network, spec, steps=steps)
+    if tuned.prompted:
+        tuned.network = tuned.peft
     if spec.hyperparameters.gradient_checkpointing:
         # Not re-entrant: the re-entrant kind needs inputs with gradients, which a frozen embedding has not.
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return tuned
 
 
-def load_untuned(folder: Path, spec: JobSpec) -> Tuned:
-    """The model of ``folder`` as it is, on the job's device and in its precision. Raises `Refusal` as `load` does."""
-    device = choose_device(spec)
+def load_untuned(folder: Path, spec: JobSpec, *, device: torch.device | None = None) -> Tuned:
+    """The model of ``folder`` as it is, on the job's device or ``device``, and in the job's precision. Raises `Refusal` as `load` does."""
+    device = device or choose_device(spec)
     compute = choose_precision(spec, device)
     network = load_base(folder, spec, device=device, compute=compute)
     keeps_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
@@ -113,6 +139,17 @@ def check_kind(folder: Path, spec: JobSpec) -> None:
         check_method(spec)
 
 
+def _apart(batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
+    """The documents in which something is learned: ids [1, tokens], and the learned positions, counted from the end as virtual tokens may stand before."""
+    start = 0
+    for ids in torch.split(batch.input_ids, list(batch.lengths), dim=1):
+        tokens = ids.shape[1]
+        keep = batch.keep[(batch.keep >= start) & (batch.keep < start + tokens)] - start - tokens
+        if len(keep):
+            yield {"input_ids": ids, "keep": keep}
+        start += tokens
+
+
 def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
     """The base model. Only safetensors are read and no code of the model's own is run."""
     from transformers import AutoModelForSequenceClassification
@@ -123,7 +160,7 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
     whole = spec.method.tuner is Tuner.FULL
     options: dict[str, Any] = {"dtype": torch.float32 if whole else compute}
     if not is_seq2seq(folder):
-        options["attn_implementation"] = attention.NAME
+        options["attn_implementation"] = "sdpa" if spec.method.tuner in PROMPT_LEARNING else attention.NAME
     if spec.method.tuner is Tuner.QLORA:
         options |= _four_bits(compute, device)
     judge = spec.method.objective is Objective.REWARD

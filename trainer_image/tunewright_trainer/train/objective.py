@@ -1,5 +1,7 @@
 """What is optimised, as the recipe sees it: each objective is a file of its own."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -10,11 +12,12 @@ from tunewright_crds.method import Objective
 from tunewright_trainer.train.data import MicroBatch, Row, Rows
 from tunewright_trainer.train.dpo import Dpo
 from tunewright_trainer.train.grpo import Grpo
+from tunewright_trainer.train.kto import Kto
 from tunewright_trainer.train.loss import Sft
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.ppo import Ppo
-from tunewright_trainer.train.reinforced import Loss, Setting, Update
+from tunewright_trainer.train.reinforced import Loss, Reference, Setting, Update
 from tunewright_trainer.train.reward import BradleyTerry
 from tunewright_trainer.train.rloo import Rloo
 
@@ -26,7 +29,7 @@ class Optimised(Protocol):
         """How many parts the loss of these rows is the mean of; at least 1."""
         ...
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """Add the gradients of a micro-batch, as its share of a batch of that size; returns its share of each metric, `loss` among them.
 
         Shares come together by `metrics.added`.
@@ -74,10 +77,12 @@ def reinforced(tuned: Tuned, setting: Setting) -> Reinforced | None:
     return make(tuned, setting) if make else None
 
 
-def objective_of(spec: JobSpec) -> Optimised | Coupled:
-    """What the job asks for, if it learns from what the data says."""
+def objective_of(spec: JobSpec, tuned: Tuned) -> Optimised | Coupled:
+    """What the job asks for, if it learns from what the data says. ``tuned`` is as it was loaded: what the model was before is kept where the objective needs it."""
     if spec.method.objective is Objective.DPO:
-        return Dpo(spec.method.dpo)
+        return Dpo(spec.method.dpo, Reference(tuned))
+    if spec.method.objective is Objective.KTO:
+        return Kto(spec.method.kto, Reference(tuned))
     if spec.method.objective is Objective.REWARD:
         return BradleyTerry(centering=spec.method.reward.center_rewards_coefficient)
     return Sft(smoothing=spec.hyperparameters.label_smoothing)
@@ -89,3 +94,8 @@ def shares_of(loss: Loss | Coupled, tuned: Tuned, groups: Sequence[Sequence[Row]
         with torch.random.fork_rng():  # looking at the batch draws no random numbers away from its gradients
             return loss.shares(tuned, groups)
     return [loss.size([row for group in groups for row in group])] * len(groups)
+
+
+def none_of(share: Any) -> Any:
+    """Like ``share``, for rows that are computed and are no part of the batch: neither gradients nor metrics come of them."""
+    return dataclasses.replace(share, weight=0.0) if dataclasses.is_dataclass(share) and not isinstance(share, type) else math.inf

@@ -7,17 +7,18 @@ from dataclasses import fields
 from typing import Any, Final
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.method import LORA_FAMILY, OWN, Method, Objective, Tuner
+from tunewright_crds.method import LORA_FAMILY, OWN, PROMPT_LEARNING, Method, Objective, Tuner
 
 PARAM: Final = "spec.method.options"
 # Tuners that PEFT calls otherwise.
-_TYPES: Final = {Tuner.QLORA: "LORA", Tuner.DORA: "LORA"}
+_TYPES: Final = {Tuner.QLORA: "LORA", Tuner.DORA: "LORA", Tuner.PREFIX: "PREFIX_TUNING", Tuner.PROMPT: "PROMPT_TUNING"}
 # What is right for most where the job says nothing and PEFT's own default is nothing, or another for every family of models.
 _EVERYWHERE: Final = {"target_modules": "all-linear"}
 _DEFAULTS: Final[dict[Tuner, dict[str, Any]]] = {
     Tuner.IA3: {},  # keys, values and the second feed-forward layer, by PEFT's table of families
     Tuner.LN_TUNING: {},  # norms, by PEFT's table of families
     Tuner.ADAPTION_PROMPT: {"adapter_len": 10, "adapter_layers": 1},
+    **{key: {"num_virtual_tokens": 20} for key in PROMPT_LEARNING},
 }
 _TASKS: Final = {Objective.REWARD: "SEQ_CLS"}  # PEFT trains and saves the head of these too
 _NAMES_TOLD: Final = 8
@@ -40,6 +41,8 @@ _REFUSED: Final = (
     | dict.fromkeys(("megatron_config", "megatron_core", "runtime_config", "runtime_offload_base_weight", "layer_replication"), _MORE)
     | dict.fromkeys(("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "monteclora_config"), _MORE)
     | dict.fromkeys(("arrow_config", "kasa_config", "use_bdlora", "use_qalora", "qalora_group_size", "alora_invocation_tokens"), _MORE)
+    | dict.fromkeys(("tokenizer_name_or_path", "tokenizer_kwargs", "prompt_tuning_init_text"), _MORE)
+    | dict.fromkeys(("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"), "is read from the model")
     | dict.fromkeys(("target_parameters", "target_svd_config", "use_asa"), _MORE)
 )
 _KEEP_THE_BASE: Final = (True, False, "gaussian", "orthogonal")  # ways to begin a LoRA adapter that leave the base as it is
@@ -65,13 +68,18 @@ def checked(method: Method, *, steps: int = 0) -> Any:
         raise complaint(error) from error
 
 
+def type_name(tuner: Tuner) -> str:
+    """PEFT's name of a tuner."""
+    return _TYPES.get(tuner, tuner.name)
+
+
 def config_class(tuner: Tuner) -> Any:
     """PEFT's config class for a tuner, which is none of `OWN`."""
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     assert tuner not in OWN
-    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[_TYPES.get(tuner, tuner.name)]]
+    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[type_name(tuner)]]
 
 
 def complaint(error: Exception) -> Refusal:

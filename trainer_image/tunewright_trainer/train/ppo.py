@@ -204,7 +204,7 @@ class Surrogate:
         """The loss is the mean over tokens."""
         return max(1, sum(row.targets for row in rows))
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         rows = [row for row in batch.rows if isinstance(row, Valued)]
         with documents(batch.lengths):

@@ -11,14 +11,18 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial, reduce
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import JobSpec
+from tunewright_crds.hyperparameters import Optimizer
+from tunewright_crds.job import SEQ2SEQ_ALONE, JobSpec
+from tunewright_crds.method import ALONE, Objective, Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
@@ -27,30 +31,30 @@ from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
-from tunewright_trainer.train import metrics, schedule
+from tunewright_trainer.train import metrics, optimizers, schedule, sharding
 from tunewright_trainer.train.checkpoints import (
     Checkpoints,
     Counters,
     Snapshot,
     Tensors,
     copied,
-    optimizer_tensors,
-    restore_optimizer,
 )
+from tunewright_trainer.train.dpo_losses import couples
 from tunewright_trainer.train.model import load
-from tunewright_trainer.train.objective import Coupled, objective_of, reinforced, shares_of
+from tunewright_trainer.train.objective import Coupled, none_of, objective_of, reinforced, shares_of
 from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
+from tunewright_trainer.train.world import World
 
 log = logging.getLogger(__name__)
 
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
+_SHARDED: Final = (Optimizer.ADAMW, Optimizer.SGD)  # they treat each element of a weight by itself
 
 
 def train(
     config: PodConfig,
     *,
+    world: World,
     attempt: int,
     dataset_digest: str,
     halvings: int,
@@ -58,19 +62,31 @@ def train(
     model: Path,
     work: Path,
     store: Store,
+    judge: Path | None = None,
     planned_halvings: int = 0,
 ) -> Outcome:
-    """Train on the rows of ``data`` from the base in ``model``, and publish; see `tunewright_trainer.train.run`."""
+    """Train on the rows of ``data`` from the base in ``model``, with the reward model in ``judge``, and publish; see `tunewright_trainer.train.run`."""
     outcome = Outcome(attempt=attempt)
     with telling(outcome), reproducible(config.spec):
-        run = Run(config, attempt=attempt, dataset_digest=dataset_digest, halvings=halvings, data=data, model=model, work=work, store=store)
+        run = Run(
+            config,
+            world=world,
+            attempt=attempt,
+            dataset_digest=dataset_digest,
+            halvings=halvings,
+            data=data,
+            model=model,
+            judge=judge,
+            work=work,
+            store=store,
+        )
         # A checkpoint's own count goes before this: other micro-batches would give other roundings.
         run.counters.planned_halvings = planned_halvings
         try:
             run.resume()
             work_under_way.set()
             while not run.done:
-                if stop_requested.is_set():
+                if world.any(stop_requested.is_set()):
                     run.save()
                     raise Stopped(run.tell(outcome))
                 run.step()
@@ -78,8 +94,9 @@ def train(
                 run.checkpoint_if_due()
                 run.report()
             run.save()
-            run.take_best()
-            outcome.artifact = run.publish(outcome)
+            run.take_result()
+            if world.leads:
+                outcome.artifact = run.publish(outcome)
         finally:
             run.tell(outcome)
             run.close()
@@ -90,9 +107,21 @@ class Run:
     """The state of one attempt, and what its loop does with it. Each method leaves a state that can be saved."""
 
     def __init__(
-        self, config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int, data: Path, model: Path, work: Path, store: Store
+        self,
+        config: PodConfig,
+        *,
+        world: World,
+        attempt: int,
+        dataset_digest: str,
+        halvings: int,
+        data: Path,
+        model: Path,
+        judge: Path | None,
+        work: Path,
+        store: Store,
     ) -> None:
         self.config = config
+        self.world = world
         self.spec = config.spec
         self.wanted = config.spec.hyperparameters
         self.attempt = attempt
@@ -106,13 +135,18 @@ class Run:
         self.rows = rows_of.Rows(data / "train", seq2seq=seq2seq)
         self.validation = rows_of.Rows(data / "validation", seq2seq=seq2seq)
         _check_rows(self.spec, len(self.rows), len(self.validation))
+        _check_together(self.spec, world, seq2seq=seq2seq)
+        optimizers.check_passes(self.wanted, halvings=halvings)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
-        self.objective = objective_of(self.spec)
         self.tuned = load(model, self.spec, steps=self.plan.max_steps)
-        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
+        self.objective = objective_of(self.spec, self.tuned)
+        self.sharded = world.size > 1 and self.spec.shards_model
+        if self.sharded:
+            sharding.shard(self.tuned.network, world, whole=self.spec.method.tuner is Tuner.FULL)
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings, judge))
         self.weights = self.tuned.trainable
-        self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
+        self.updates = optimizers.updates(self.tuned, self.wanted)
         self.counters = Counters()
         self.best: Tensors | None = None
         self.resumed_from = 0
@@ -124,9 +158,9 @@ class Run:
             lineage={"dataset": dataset_digest},
             after_each=self.upload_history,
         )
-        self.history = metrics.History(work / "metrics" / f"train-{attempt}.jsonl")
+        self.history = metrics.History(work / f"metrics{'' if world.leads else -world.rank}" / f"train-{attempt}.jsonl")
         self.pace = metrics.Pace()
-        self.reporter = metrics.Reporter(config.progress_url, config.job)
+        self.reporter = metrics.Reporter(config.progress_url if world.leads else "", config.job)
         self.told_at = -math.inf
 
     @property
@@ -135,13 +169,17 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        snapshot = self.checkpoints.newest()
-        if snapshot is None:
+        snapshot = self.checkpoints.newest() if self.world.leads else None
+        if not self.world.any(snapshot is not None):
             log.info("training %d steps of %d rows", self.plan.max_steps, self.plan.batch_size)
+            if self.wanted.learning_rate == "auto":
+                log.info("learningRate auto: %g, %s", *schedule.automatic_rate(self.spec))
             return
-        self.counters, self.best = snapshot.counters, snapshot.best
-        self.tuned.load_weights(snapshot.weights)
-        restore_optimizer(self.optimizer, self.weights, snapshot.optimizer)
+        self.counters = self.world.of_leader(snapshot.counters if snapshot else Counters())
+        self.best = snapshot.best if snapshot else None
+        self.tuned.load_weights(sharding.spread(snapshot.weights if snapshot else {}, self.weights, self.world))
+        saved = sharding.spread(snapshot.optimizer if snapshot else {}, self.weights, self.world)
+        optimizers.restore(self.updates.optimizer, self.weights, saved)
         self.resumed_from = self.counters.step
         log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
 
@@ -150,11 +188,9 @@ class Run:
         step = self.counters.step + 1
         batch: Sequence[rows_of.Row] = [self.rows[self.order[position]] for position in self.plan.positions(step)]
         rate = self.plan.learning_rate(step)
-        # Dropout draws from the seed and the step alone.
-        torch.manual_seed((self.wanted.seed << 32) + step)
         self.tuned.network.train()
-        for group_of_weights in self.optimizer.param_groups:
-            group_of_weights["lr"] = rate
+        # Dropout draws from the seed and the step alone, and in each process other numbers.
+        torch.manual_seed(self.world.seed((self.wanted.seed << 32) + step))
         if self.reinforced:
             batch, measured = self.reinforced.learn(batch, step=step, state=self.counters.state, update=self._update)
         else:
@@ -163,16 +199,38 @@ class Run:
 
     def _update(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> dict[str, float]:
         """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
-        groups = list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings + self.counters.planned_halvings))
-        measured: dict[str, float] = {}
-        for group, share in zip(groups, shares_of(loss, self.tuned, groups), strict=True):
-            found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
-            measured = metrics.added(measured, found)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
-        _check_finite(self.counters.step + 1, loss=measured["loss"], norm=norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return measured | {"grad_norm": norm}
+        shares = self._shares(batch, loss)
+
+        def backward() -> dict[str, float]:
+            measured: dict[str, float] = {}
+            for group, share in shares:
+                found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
+                measured = metrics.added(measured, found)
+            sharding.add_up(self.weights.values(), self.world)
+            return reduce(metrics.added, self.world.of_each(measured))
+
+        return self.updates.take(
+            backward, partial(_check_finite, self.counters.step + 1), rate=self.plan.learning_rate(self.counters.step + 1)
+        )
+
+    def _groups(self, batch: Sequence[rows_of.Row]) -> list[Sequence[rows_of.Row]]:
+        """What goes through the model at once."""
+        if self.wanted.optimizer.within_backward:
+            return [batch]
+        return list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings + self.counters.planned_halvings))
+
+    def _shares(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> list[tuple[Sequence[rows_of.Row], Any]]:
+        """The groups of rows that this process computes, each with what it is the share of.
+
+        With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats another, as no share.
+        """
+        groups = [self._groups(rows) for rows in self.world.shares(batch)]
+        shares = iter(shares_of(loss, self.tuned, [group for own in groups for group in own]))
+        parts = [[(group, next(shares)) for group in own] for own in groups]
+        own = parts[self.world.rank]
+        absent = max(map(len, parts)) - len(own) if self.sharded else 0
+        group, share = max(parts, key=len)[0]
+        return own + [(group, none_of(share))] * absent
 
     def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(row.tokens for row in batch)
@@ -194,45 +252,63 @@ class Run:
         if not len(self.validation) or not self.plan.evaluates(self.counters.step):
             return
         measured = self.reinforced.evaluate(self.validation) if self.reinforced else self.objective.evaluate(self.tuned, self.validation)
+        measured = self.world.of_leader(measured)
         value = measured["eval_loss"]
-        _check_finite(self.counters.step, loss=value, norm=0.0)
+        _check_finite(self.counters.step, value, 0.0)
         self.counters.metrics |= measured
         self.history.add(self.counters.step, measured)
         if judge(self.counters, value, self.wanted.early_stopping) and self.wanted.early_stopping.enabled:
-            self.best = copied(dict(self.weights))
+            self.best = self._whole(self.weights)
         log.info(
             "step %d  eval_loss %.4f%s", self.counters.step, value, "  (best)" if self.counters.best_step == self.counters.step else ""
         )
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        """Copies in the leader's memory, of tensors that may be spread over all; the others have none."""
+        whole = {name: sharding.gathered(tensor) for name, tensor in tensors.items()}
+        return copied(whole) if self.world.leads else {}
 
     def snapshot(self) -> Snapshot:
         """A copy of all that the rest of the run depends on."""
         return Snapshot(
             counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics), "state": dict(self.counters.state)})),
-            weights=copied(dict(self.weights)),
-            optimizer=copied(optimizer_tensors(self.optimizer, self.weights)),
+            weights=self._whole(self.weights),
+            optimizer=self._whole(optimizers.state_of(self.updates.optimizer, self.weights)),
             best=self.best,
         )
 
     def checkpoint_if_due(self) -> None:
         """Begin a checkpoint in the background; with one still on its way (storage is slow or away) this one is left out."""
-        if self.plan.saves(self.counters.step) and not self.done:
-            self.checkpoints.offer(self.snapshot)
+        if self.plan.saves(self.counters.step) and not self.done and self.world.of_leader(self.checkpoints.ready()):
+            snapshot = self.snapshot()
+            if self.world.leads:
+                self.checkpoints.begin(snapshot)
 
     def save(self) -> None:
         """Have this very step in storage before going on."""
         self.checkpoints.wait()
-        if self.checkpoints.last is None or self.checkpoints.last.step != self.counters.step:
-            self.checkpoints.save(self.snapshot())
+        last = self.world.of_leader(self.checkpoints.last)
+        if last is None or last.step != self.counters.step:
+            snapshot = self.snapshot()
+            if self.world.leads:
+                self.checkpoints.save(snapshot)
+        self.world.wait()
 
     def upload_history(self) -> None:
         """Bring the metrics so far to storage."""
         folder = metrics_key(self.config.job.namespace, self.config.job.uid)
         self.store.put_bytes(f"{folder}/{self.history.path.name}", self.history.path.read_bytes())
 
-    def take_best(self) -> None:
-        """With early stopping, the best weights seen are the result."""
-        if self.best is not None:
-            self.tuned.load_weights(self.best)
+    def take_result(self) -> None:
+        """The leader gets what is published: with early stopping the best weights seen, else the last, in a model that is whole."""
+        if not self.sharded:
+            if self.best:
+                self.tuned.load_weights(self.best)
+            return
+        weights = self.best or self._whole(self.weights)
+        if self.world.leads:
+            self.tuned = load(self.base_folder, self.spec, device=torch.device("cpu"))
+            self.tuned.load_weights(weights)
 
     def publish(self, outcome: Outcome) -> publish.Published:
         """Publish what was trained; a stop asked for meanwhile ends it between two forms."""
@@ -303,15 +379,6 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def _optimizer(weights: dict[str, torch.nn.Parameter], decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019). Biases and norms, which are vectors, do not decay."""
-    groups = [
-        {"params": [weight for weight in weights.values() if weight.dim() >= 2], "weight_decay": decay},
-        {"params": [weight for weight in weights.values() if weight.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
-
-
 def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
     if not rows:
         raise Refusal(
@@ -325,7 +392,27 @@ def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
         )
 
 
-def _check_finite(step: int, *, loss: float, norm: float) -> None:
+def _check_together(spec: JobSpec, world: World, *, seq2seq: bool) -> None:
+    """Refuse what several processes cannot share yet: it needs the whole batch, or a second copy of weights that are spread."""
+    method, optimizer = spec.method, spec.hyperparameters.optimizer
+    if world.size == 1:
+        return
+    if seq2seq:
+        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param="spec.resources.gpus")
+    if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
+        what = f"optimizer {optimizer} works on weights that are whole, in one process"
+        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")
+    if method.objective in ALONE:
+        raise Refusal(FailureCode.CONFIG_INVALID, f"objective {method.objective} trains in one process yet", param="spec.method.objective")
+    if method.objective is Objective.DPO and couples(method.dpo):
+        what = "this loss compares the pairs of a batch, and trains in one process yet"
+        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.method.dpo.loss")
+    if method.objective is Objective.DPO and method.tuner is Tuner.FULL and spec.shards_model:
+        what = "dpo of the whole model keeps a copy of what the model was, which is not spread yet"
+        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.resources.sharding")
+
+
+def _check_finite(step: int, loss: float, norm: float) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
         raise Refusal(FailureCode.LOSS_DIVERGED, f"{what} at step {step}", param="spec.hyperparameters.learningRate")

@@ -20,6 +20,7 @@ from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Row, Rows, grouped, micro_batch
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reward_model import load_reward_model, scores
 from tunewright_trainer.train.rewards import Rewards
 from tunewright_trainer.train.rollouts import Drawing, Prompt, Sample, prompt_of, seeds, without_dropout
 
@@ -33,7 +34,7 @@ class Loss(Protocol):
         """See `tunewright_trainer.train.objective.Optimised`."""
         ...
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         ...
 
@@ -61,6 +62,8 @@ class Setting:
     folder: Path
     prepared: Mapping[str, object]
     halvings: int = 0
+    judge: Path | None = None
+    """The folder of the reward model, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Answering:
             halvings=setting.halvings,
         )
         without_dropout(tuned.network)
+        self._judge = load_reward_model(setting.judge, device=tuned.device, dtype=tuned.compute) if setting.judge else None
 
     def draw(self, rows: Sequence[Row], *, step: int, each: int) -> Drawn:
         """So many answers to the prompt of each row, one after the other."""
@@ -128,6 +132,9 @@ class Answering:
 
     def _rewarded(self, samples: list[Sample]) -> Drawn:
         total, each = self._rewards.of(samples)
+        if self._judge is not None:
+            each["model"] = self._judged(samples)
+            total = total + each["model"]
         lengths = torch.tensor([sample.targets for sample in samples], dtype=torch.float)
         measured = {f"rewards/{name}": float(found.mean()) for name, found in each.items()} | {
             "reward": float(total.mean()),
@@ -138,6 +145,12 @@ class Answering:
             "completions/clipped_ratio": sum(not sample.ended for sample in samples) / len(samples),
         }
         return Drawn(samples, total, measured)
+
+    @torch.no_grad()
+    def _judged(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """What the reward model gives each answer with its prompt [samples]."""
+        groups = grouped(samples, self._micro, halvings=self._halvings)
+        return torch.cat([scores(self._judge, micro_batch(group, self.tuned.device)).cpu() for group in groups])
 
     @torch.no_grad()
     def log_probabilities(self, rows: Sequence[Row], tuned: Tuned) -> list[torch.Tensor]:

@@ -26,7 +26,7 @@ class BradleyTerry:
         """The loss is the mean over pairs."""
         return max(1, len(rows))
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         with documents(batch.lengths):
             with tuned.autocast():
@@ -52,7 +52,7 @@ class BradleyTerry:
         return -logsigmoid(chosen - rejected) + self._centering * (chosen + rejected) ** 2
 
 
-def _measured(losses: torch.Tensor, rewards: torch.Tensor, *, share_of: int) -> Measured:
+def _measured(losses: torch.Tensor, rewards: torch.Tensor, *, share_of: float) -> Measured:
     """TRL's metrics of the pairs, as their share of ``share_of`` pairs."""
     margins = rewards[0::2] - rewards[1::2]
     sums = {"loss": losses, "accuracy": margins > 0, "margin": margins, "mean_reward": (rewards[0::2] + rewards[1::2]) / 2}

@@ -72,7 +72,7 @@ class Surrogate:
         """The loss is the mean over answers."""
         return max(1, len(rows))
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         rows = [row for row in batch.rows if isinstance(row, Experience)]
         with documents(batch.lengths):

@@ -4,14 +4,25 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from tunewright_crds.hyperparameters import Scheduler
+from tunewright_crds.hyperparameters import Optimizer, Scheduler
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import REINFORCED, Objective, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
-PREFERENCE_RATE: Final = 5e-6  # of adapters that learn preferences
+PREFERENCE_RATES: Final = {True: 1e-6, False: 5e-6}  # of the whole model, and of an adapter, that learns preferences
 REWARD_RATES: Final = {True: 1e-5, False: 1e-4}  # of the whole model, and of an adapter with the head; a head that is new learns slowly
+# Adapters of few weights need larger steps: as their authors, or PEFT's examples, take them.
+TUNER_RATES: Final[dict[Tuner, float]] = {
+    Tuner.IA3: 3e-3,
+    Tuner.LN_TUNING: 1e-3,
+    Tuner.BITFIT: 1e-3,
+    Tuner.VERA: 4e-3,
+    Tuner.PREFIX: 1e-2,
+    Tuner.PROMPT: 3e-2,
+    Tuner.P_TUNING: 1e-3,
+}
+OPTIMIZER_RATES: Final[dict[Optimizer, float]] = {Optimizer.SGD: 1e-2, Optimizer.LOMO: 1e-2, Optimizer.ADALOMO: 5e-4}
 REINFORCED_RATES: Final = {True: 1e-6, False: 1e-5}  # of the whole model, and of an adapter, that learns from rewards
 CHECKPOINTS_PER_JOB: Final = 20
 MOST_STEPS_BETWEEN: Final = 500
@@ -68,7 +79,7 @@ def plan(spec: JobSpec, rows: int) -> Plan:
         rows=rows,
         batch_size=wanted.batch_size,
         samples=samples,
-        peak_rate=automatic_rate(spec) if wanted.learning_rate == "auto" else wanted.learning_rate,
+        peak_rate=automatic_rate(spec)[0] if wanted.learning_rate == "auto" else wanted.learning_rate,
         scheduler=wanted.scheduler,
         warmup_steps=math.ceil(wanted.warmup_ratio * steps),
         evaluate_every=max(1, round(rows / wanted.batch_size / wanted.evaluations_per_epoch)),
@@ -76,13 +87,18 @@ def plan(spec: JobSpec, rows: int) -> Plan:
     )
 
 
-def automatic_rate(spec: JobSpec) -> float:
-    """What `learningRate: auto` is."""
-    whole = spec.method.tuner is Tuner.FULL
-    if spec.method.objective is Objective.DPO:
-        return PREFERENCE_RATE
+def automatic_rate(spec: JobSpec) -> tuple[float, str]:
+    """What `learningRate: auto` is, and why."""
+    tuner, optimizer = spec.method.tuner, spec.hyperparameters.optimizer
+    whole = tuner is Tuner.FULL
+    if optimizer in OPTIMIZER_RATES:
+        return OPTIMIZER_RATES[optimizer], f"usual for optimizer {optimizer}"
+    if spec.method.objective in (Objective.DPO, Objective.KTO):
+        return PREFERENCE_RATES[whole], f"usual for objective {spec.method.objective} with tuner {tuner}"
     if spec.method.objective is Objective.REWARD:
-        return REWARD_RATES[whole]
+        return REWARD_RATES[whole], f"usual for objective {spec.method.objective} with tuner {tuner}"
     if spec.method.objective in REINFORCED:
-        return REINFORCED_RATES[whole]
-    return FULL_RATE if whole else ADAPTER_RATE
+        return REINFORCED_RATES[whole], f"usual for objective {spec.method.objective} with tuner {tuner}"
+    if tuner in TUNER_RATES:
+        return TUNER_RATES[tuner], f"usual for tuner {tuner}"
+    return (FULL_RATE, "usual where all weights change") if whole else (ADAPTER_RATE, "usual for adapters")

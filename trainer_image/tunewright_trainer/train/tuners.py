@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import JobSpec
+from tunewright_crds.job import JobSpec, OutputForm
 from tunewright_crds.method import LORA_FAMILY, Tuner
 from tunewright_trainer.architecture import check_hint
 from tunewright_trainer.train import hint, options
@@ -32,7 +32,7 @@ def apply(network: Any, spec: JobSpec, *, steps: int) -> Any | None:
         free_biases(network)
     else:
         peft = add_adapter(network, spec, steps=steps)
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    trained = [weight for weight in (network if peft is None else peft).parameters() if weight.requires_grad]
     if not trained:
         raise Refusal(FailureCode.CONFIG_INVALID, f"tuner {tuner} finds nothing in this model to train", param="spec.method.tuner")
     for weight in trained:
@@ -59,9 +59,25 @@ def add_adapter(network: Any, spec: JobSpec, *, steps: int) -> Any:
         check_targets(network, sorted(targets), param=_TARGETS if lora else f"{options.PARAM}.target_modules")
     torch.manual_seed(spec.hyperparameters.seed)
     try:
-        return get_peft_model(network, config)
+        peft = get_peft_model(network, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise options.complaint(error) from error
+    if OutputForm.LORA in spec.output.formats:
+        check_conversion(peft)
+    return peft
+
+
+def check_conversion(peft: Any) -> None:
+    """Refuse layers that PEFT cannot write as LoRA matrices, before they are trained."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in peft.modules() if isinstance(module, BaseTunerLayer)]
+    if unfit := sorted({type(module).__name__ for module in layers if not module.supports_lora_conversion("default")}):
+        raise Refusal(
+            FailureCode.CONFIG_INVALID,
+            f"layers of this model cannot be converted to LoRA ({', '.join(unfit)}): leave lora out",
+            param="spec.output.formats",
+        )
 
 
 def check_targets(network: torch.nn.Module, targets: Sequence[str], *, param: str = _TARGETS) -> None:

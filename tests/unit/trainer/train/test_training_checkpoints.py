@@ -9,7 +9,8 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.storage import MANIFEST, step_name
 from tunewright_trainer.storage import LocalStore
-from tunewright_trainer.train.checkpoints import Checkpoints, Counters, Snapshot, optimizer_tensors, restore_optimizer
+from tunewright_trainer.train import optimizers
+from tunewright_trainer.train.checkpoints import Checkpoints, Counters, Snapshot
 
 KEY = "team-a/jobs/u/checkpoints"
 
@@ -100,13 +101,15 @@ class SlowStore(LocalStore):
 def test_one_waits_for_storage_and_newer_ones_are_left_out(tmp_path: Path) -> None:
     store = SlowStore(tmp_path / "store")
     kept = checkpoints(tmp_path, store=store)
-    assert kept.offer(lambda: a_snapshot(1))
-    assert not kept.offer(lambda: pytest.fail("a copy was made for nothing"))
+    assert kept.ready()
+    kept.begin(a_snapshot(1))
+    assert not kept.ready()
     assert steps_there(tmp_path) == []
     store.back.set()
     kept.wait()
     assert steps_there(tmp_path) == [step_name(1)]
-    assert kept.offer(lambda: a_snapshot(3))
+    assert kept.ready()
+    kept.begin(a_snapshot(3))
     kept.wait()
     assert kept.last is not None
     assert kept.last.step == 3
@@ -119,7 +122,7 @@ class GoneStore(LocalStore):
 
 def test_storage_that_stays_away_fails_the_run(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path, store=GoneStore(tmp_path / "store"))
-    assert kept.offer(lambda: a_snapshot(1))
+    kept.begin(a_snapshot(1))
     with pytest.raises(Refusal) as caught:
         kept.wait()
     assert caught.value.code is FailureCode.STORAGE_UNAVAILABLE
@@ -134,10 +137,10 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened() -> None:
     straight, paused = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
     first = torch.optim.AdamW([straight], lr=0.1, fused=True)
     trained(straight, first, 3)
-    saved = {name: value.clone() for name, value in optimizer_tensors(first, {"w": straight}).items()}
+    saved = {name: value.clone() for name, value in optimizers.state_of(first, {"w": straight}).items()}
     paused.data.copy_(straight.data)
     second = torch.optim.AdamW([paused], lr=0.1, fused=True)
-    restore_optimizer(second, {"w": paused}, saved)
+    optimizers.restore(second, {"w": paused}, saved)
     trained(straight, first, 2)
     trained(paused, second, 2)
     assert torch.equal(straight, paused)

@@ -32,6 +32,7 @@ from tunewright_trainer.train.attention import documents as isolated
 from tunewright_trainer.train.dpo import Dpo, Whole, likelihoods, reference
 from tunewright_trainer.train.dpo_losses import Documents
 from tunewright_trainer.train.model import Tuned, load
+from tunewright_trainer.train.reinforced import Reference
 
 SHORT = {"batchSize": 4, "epochs": 2, "learningRate": 0.01}
 
@@ -43,7 +44,8 @@ def job(**parts: Any) -> PodConfig:
 
 def test_accumulated_is_at_once() -> None:
     """The mean over pairs, not over tokens: long answers weigh no more."""
-    made, tuned, objective = pairs(9, seed=2), adapted(), Dpo(Options(beta=0.1, label_smoothing=0.2))
+    made, tuned = pairs(9, seed=2), adapted()
+    objective = Dpo(Options(beta=0.1, label_smoothing=0.2), Reference(tuned))
     at_once = accumulated(tuned, made, objective, each=9)
     assert at_once[0]["loss"] == pytest.approx(np.mean([accumulated(tuned, [row], objective, each=1)[0]["loss"] for row in made]), abs=1e-6)
     for each in (1, 4):
@@ -55,13 +57,14 @@ def test_accumulated_is_at_once() -> None:
 def test_the_loss_is_that_of_the_formula() -> None:
     policy, before = torch.tensor([-3.0, -5.0, -4.0, -2.0]), torch.tensor([-3.5, -4.0, -3.0, -2.0])
     # Log-ratios: +0.5 and -1 in the first pair, -1 and 0 in the second.
+    none = Reference(adapted())  # which the loss itself does not ask
     said, both = Documents(policy, policy, torch.full((4,), 3)), Whole(pairs=1, tokens=6)
-    plain, told = Dpo(Options(beta=0.5)).measured(said, before, both)
+    plain, told = Dpo(Options(beta=0.5), none).measured(said, before, both)
     expected = [math.log(1 + math.exp(-0.75)), math.log(1 + math.exp(0.5))]
     assert float(plain) == pytest.approx(sum(expected))
     wanted = {"loss": sum(expected), "rewards/chosen": -0.25, "rewards/rejected": -0.5, "rewards/accuracies": 1, "rewards/margins": 0.25}
     assert told == pytest.approx(wanted | {"logps/chosen": -7, "logps/rejected": -7})
-    doubted, _ = Dpo(Options(beta=0.5, label_smoothing=0.1)).measured(said, before, both)
+    doubted, _ = Dpo(Options(beta=0.5, label_smoothing=0.1), none).measured(said, before, both)
     turned = [math.log(1 + math.exp(0.75)), math.log(1 + math.exp(-0.5))]
     assert float(doubted) == pytest.approx(0.9 * sum(expected) + 0.1 * sum(turned))
 
@@ -111,7 +114,7 @@ def test_the_reference_is_the_base_without_dropout_and_leaves_the_model_as_it_wa
             weight.add_(0.1)
     tuned.network.train()
     names = list(tuned.trainable)
-    found = reference(tuned, batch)
+    found = reference(Reference(tuned), batch)
     assert list(tuned.trainable) == names
     assert tuned.network.training
     with isolated(batch.lengths), torch.no_grad():
@@ -119,11 +122,14 @@ def test_the_reference_is_the_base_without_dropout_and_leaves_the_model_as_it_wa
         assert not torch.allclose(found, likelihoods(tuned, batch).logps, atol=1e-1), "dropout and adapter are there again"
 
 
-def test_preferences_are_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tuner", "rate"), [("lora", 0.003), ("full", 0.001)])
+def test_preferences_are_learned(tmp_path: Path, tuner: str, rate: float) -> None:
     store = LocalStore(tmp_path / "store")
     publish_data(store, tmp_path, train=pairs(32), validation=pairs(8, seed=9))
-    options = {"batchSize": 8, "epochs": 8, "learningRate": 0.003, "warmupRatio": 0}
-    outcome = train_here(job(hyperparameters=options, method={"lora": NO_DROPOUT}), store, tmp_path)
+    options = {"batchSize": 8, "epochs": 8, "learningRate": rate, "warmupRatio": 0}
+    outcome = train_here(
+        job(hyperparameters=options, method={"tuner": tuner} | ({"lora": NO_DROPOUT} if tuner == "lora" else {})), store, tmp_path
+    )
     lines = history(store)
     told, evaluated = ([line for line in lines if name in line] for name in ("loss", "eval_loss"))
     assert told[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "nothing is preferred before the first step"
@@ -144,12 +150,14 @@ def test_preferences_are_learned(tmp_path: Path) -> None:
     assert "| rewards/margins |" in card
 
 
-@pytest.mark.parametrize(("stop_after", "loss"), [(1, "sigmoid"), (3, "aot")])
-def test_a_stopped_run_goes_on_at_the_exact_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("stop_after", "method"), [(1, {"dpo": {"loss": "sigmoid"}}), (3, {"dpo": {"loss": "aot"}}), (3, {"tuner": "full"})]
+)
+def test_a_stopped_run_goes_on_at_the_exact_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, method: dict[str, Any]
+) -> None:
     """With the dropout of every day, which must be drawn anew as it was."""
-    config = job(
-        method={"dpo": {"loss": loss}}, hyperparameters=SHORT | {"earlyStopping": {"enabled": True}}, checkpointing={"everySteps": 100}
-    )
+    config = job(method=method, hyperparameters=SHORT | {"earlyStopping": {"enabled": True}}, checkpointing={"everySteps": 100})
     store, undisturbed = LocalStore(tmp_path / "store"), LocalStore(tmp_path / "undisturbed")
     for one in (store, undisturbed):
         publish_data(one, tmp_path, train=pairs(12), validation=pairs(3, seed=9))

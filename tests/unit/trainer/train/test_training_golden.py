@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from tests.support import trl_preferences
 from tests.support.models import Layout, tiny_model
 from tests.support.preferences import accumulated, adapted
-from tests.support.training import IGNORED, Document, a_job, pairs
+from tests.support.training import IGNORED, Document, Row, a_job, marked, pairs
 from tests.support.trl_preferences import METRICS
 from tunewright_trainer.train.model import Tuned, load
 from tunewright_trainer.train.objective import objective_of
 
 PAIRS = pairs(6)
+MARKED = marked(4)[:-1]
+KTO_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl")
 REWARD_METRICS = ("accuracy", "margin", "min_reward", "mean_reward", "max_reward")
 
 
@@ -83,9 +85,9 @@ def test_losses_metrics_and_gradients_are_those_of_trl(tmp_path: Path) -> None:
     trl_preferences.compute(list(folders.values()))
     for name, case in CASES.items():
         expected, gradients = json.loads((folders[name] / "metrics.json").read_text()), load_file(folders[name] / "gradient.safetensors")
-        objective = objective_of(a_job(method=case.method).spec)
+        objective = objective_of(a_job(method=case.method).spec, tuned[name])
         for each in (6, 2):
-            found, gradient = accumulated(tuned[name], PAIRS, objective, each=each)
+            found, gradient = accumulated(tuned[name], MARKED if case.objective == "kto" else PAIRS, objective, each=each)
             assert found == pytest.approx(expected, abs=1e-5), f"{name}, {each} at once"
             wanted = torch.cat([gradients[weight].flatten() for weight in tuned[name].trainable])
             assert wanted.abs().max() > 1e-4, name
@@ -104,7 +106,8 @@ def _model(case: Case, folder: Path) -> Tuned:
     else:
         tuned = adapted(case.layout)
         lora = a_job().spec.method.lora
-        told |= {"metrics": METRICS, "rows": [_as_pair(*row) for row in PAIRS], "rank": lora.rank, "alpha": lora.alpha}
+        rows, told_of = ([_as_pair(*row) for row in PAIRS], METRICS) if case.objective == "dpo" else (_as_marked(MARKED), KTO_METRICS)
+        told |= {"metrics": told_of, "rows": rows, "rank": lora.rank, "alpha": lora.alpha}
     save_file({name: weight.detach() for name, weight in tuned.trainable.items()}, folder / "weights.safetensors")
     (folder / "case.json").write_text(json.dumps(told))
     return tuned
@@ -113,6 +116,16 @@ def _model(case: Case, folder: Path) -> Tuned:
 def _as_pair(chosen: Document, rejected: Document) -> dict[str, Sequence[int]]:
     prompt = sum(label == IGNORED for label in chosen[1])
     return {"prompt_ids": chosen[0][:prompt], "chosen_ids": chosen[0][prompt:], "rejected_ids": rejected[0][prompt:]}
+
+
+def _as_marked(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """With the answer of the row before as TRL's KL completion, as its own preparation has it for one batch."""
+    read = []
+    for chosen, rejected in rows:
+        ids, labels = chosen if chosen[0] else rejected
+        prompt = sum(label == IGNORED for label in labels)
+        read.append({"prompt_ids": ids[:prompt], "completion_ids": ids[prompt:], "label": bool(chosen[0])})
+    return [row | {"KL_completion_ids": read[at - 1]["completion_ids"]} for at, row in enumerate(read)]
 
 
 def _as_documents(chosen: Document, rejected: Document) -> dict[str, Sequence[int]]:

@@ -145,7 +145,10 @@ def test_a_stopped_run_goes_on_and_what_is_published_answers(tmp_path: Path, mon
     assert whole.artifact is not None
     assert whole.artifact.kind == "adapter"
     folder = Path(whole.artifact.uri)
-    assert "tunewright_trainer.train.hint" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "from tunewright_trainer.train import hint" in card
+    assert "Served by: no engine yet" in card
+    assert ("library_name: tunewright" in card, whole.artifact.forms[0].servability) == (True, "")
     network = hint.load(tiny_model("t5"), folder)
     told, given, _ = validation[0]
     batch = micro_batch(rows_of(validation), CPU)
@@ -165,8 +168,8 @@ def test_bart_is_refused() -> None:
 
 
 LETTERS = range(10)
-POSITIONS, ENDINGS = (20, 21), (30, 31, 32, 33)
-UNSEEN = {(20, 31), (21, 32)}
+POSITIONS, ENDINGS = (20, 21), range(30, 38)
+UNSEEN = {(20, 31), (20, 34), (21, 32), (21, 37)}
 
 
 def asked(count: int, *, unseen: bool, seed: int) -> list[Instructed]:
@@ -218,16 +221,22 @@ def share_right_untuned(folder: Path, questions: list[Instructed]) -> float:
     return right / len(questions)
 
 
-def test_instructions_that_were_never_seen_are_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [11, 12])
+def test_instructions_that_were_never_seen_are_followed(tmp_path: Path, seed: int) -> None:
+    """With seeds 0, 2 and 3, by which the settings were chosen, the hypernetwork was right in 0.72 to 0.94 of 100 questions and the base in 0.07 to 0.12;
+    the bounds were set then, before these seeds were run."""
     base, store = a_model_that_copies(tmp_path / "base"), LocalStore(tmp_path / "store")
-    publish_rows(store, tmp_path, asked(1500, unseen=False, seed=1), [])
-    wanted = {"batchSize": 32, "maxSteps": 200, "learningRate": 0.005, "warmupRatio": 0.1}
+    publish_rows(store, tmp_path, asked(3000, unseen=False, seed=10 * seed + 1), [])
+    wanted = {"batchSize": 32, "maxSteps": 300, "learningRate": 0.003, "warmupRatio": 0.1, "seed": seed}
     job = a_job(
-        base, method={"tuner": "hint", "hint": SMALL | {"adapterRank": 8, "hiddenSize": 64}}, evaluation=UNMEASURED, hyperparameters=wanted
+        base,
+        method={"tuner": "hint", "hint": {"prefixTokens": 8, "adapterRank": 16, "hiddenSize": 64}},
+        evaluation=UNMEASURED,
+        hyperparameters=wanted,
     )
     artifact = train_here(job, store, tmp_path).artifact
     assert artifact is not None
-    questions = asked(60, unseen=True, seed=2)
+    questions = asked(100, unseen=True, seed=10 * seed + 2)
     found, before = share_right(hint.load(base, Path(artifact.uri)), questions), share_right_untuned(base, questions)
-    assert before <= 0.2  # some of what it copies happens to be right
-    assert found >= before + 0.25
+    assert before <= 0.25  # some of what it copies happens to be right
+    assert found >= before + 0.4

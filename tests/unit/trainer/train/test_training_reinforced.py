@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support import trl_rewards
-from tests.support.models import END, byte_tokenizer, decided_model
+from tests.support.models import END, byte_tokenizer, decided_model, tiny_model
 from tests.support.training import IGNORED, a_job, documents, history, publish_data, stop_in_step, train_here, weights_digest
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import PodConfig
@@ -288,6 +288,53 @@ def test_halved_micro_batches_compute_the_same(tmp_path: Path, objective: str) -
         found.append([(line["loss"], line["grad_norm"], line["reward"], line[KL[objective]]) for line in history(store) if "loss" in line])
     for first, second in zip(*found, strict=True):
         assert second == pytest.approx(first, abs=1e-5, rel=1e-4)
+
+
+def a_judge(folder: Path) -> Path:
+    """A reward model that counts what points one way: any will do here."""
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(3)
+    network = AutoModelForSequenceClassification.from_pretrained(tiny_model("llama"), num_labels=1)
+    with torch.no_grad():
+        network.score.weight.copy_(torch.randn_like(network.score.weight))
+    network.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_model_is_asked(tmp_path: Path) -> None:
+    """It gives what transformers reads at the end of prompt and answer; the rules are added."""
+    from transformers import AutoModelForSequenceClassification
+
+    judge = a_judge(tmp_path / "judge")
+    config = job("grpo", method={"rewardModel": str(judge)})
+    tuned = tuned_of(config)
+    found = Answering(tuned, Setting(config.spec, decided_model(), {}, judge=judge), config.spec.method.grpo).draw(rows(), step=1, each=2)
+    plain = AutoModelForSequenceClassification.from_pretrained(judge)
+    with torch.no_grad():
+        expected = [float(plain(input_ids=torch.from_numpy(one.input_ids)[None]).logits) for one in found.samples]
+    rules = [float(any(vowel in one.text for vowel in "aeiou")) for one in found.samples]
+    assert found.rewards.tolist() == pytest.approx([one + other for one, other in zip(expected, rules, strict=True)], abs=1e-4)
+    assert found.measured["rewards/model"] == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_a_reward_model_alone_is_learned_from(tmp_path: Path) -> None:
+    config = job("rloo", method={"rewards": [], "rewardModel": str(a_judge(tmp_path / "judge"))}, hyperparameters=RISING | {"maxSteps": 1})
+    store = published(tmp_path / "store")
+    train_here(config, store, tmp_path)
+    (line, *_) = history(store)
+    assert line["reward"] == pytest.approx(line["rewards/model"]) != 0
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    judge = a_judge(tmp_path / "judge")
+    text = (judge / "tokenizer.json").read_text()
+    (judge / "tokenizer.json").write_text(text.replace("<|im_end|>", "<|other|>"))
+    config = job("grpo", method={"rewardModel": str(judge)})
+    with pytest.raises(Refusal, match="reward model of another tokenizer") as refusal:
+        train_here(config, published(tmp_path / "store"), tmp_path)
+    assert (refusal.value.code, refusal.value.param) == (FailureCode.CONFIG_INVALID, "spec.method.rewardModel")
 
 
 def test_progress_shows_what_it_has_room_for() -> None:

@@ -45,7 +45,10 @@ def test_rates(scheduler: str, rates: dict[int, float]) -> None:
 def test_automatic_rates_depend_on_the_tuner() -> None:
     assert a_plan().peak_rate == 2e-4
     assert plan(a_job(method={"objective": "dpo"}).spec, 10).peak_rate == 5e-6
+    assert plan(a_job(method={"objective": "dpo", "tuner": "full"}).spec, 10).peak_rate == 1e-6
     assert plan(a_job(method={"tuner": "full"}).spec, 100).peak_rate == 2e-5
+    assert plan(a_job(method={"tuner": "ia3"}).spec, 100).peak_rate == 3e-3
+    assert plan(a_job(method={"tuner": "full"}, hyperparameters={"optimizer": "adalomo"}).spec, 100).peak_rate == 5e-4
 
 
 @pytest.mark.parametrize(

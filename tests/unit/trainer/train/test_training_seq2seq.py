@@ -16,9 +16,10 @@ from tunewright_crds.job import Architecture
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
-from tunewright_trainer.train import loss
+from tunewright_trainer.train import loss, recipe
 from tunewright_trainer.train.data import Padded, Row, SourceTarget, grouped, micro_batch
 from tunewright_trainer.train.model import Tuned, load
+from tunewright_trainer.train.world import World
 
 CPU = torch.device("cpu")
 LAYOUTS: list[Layout] = ["t5", "bart"]
@@ -163,6 +164,8 @@ def test_a_stopped_run_goes_on_and_what_is_published_is_what_was_trained(
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text2text-generation" in card
     assert "AutoModelForSeq2SeqLM" in card
+    assert ("AutoModelForCausalLM" in card, "vLLM" in card) == (False, False)
+    assert whole.artifact.forms[0].servability == ("whole" if tuner == "full" else "transformers")
     source = torch.tensor([sequences(1, seed=4)[0][0]])
     if tuner == "full":
         answers = [answer(AutoModelForSeq2SeqLM.from_pretrained(folder), source)]
@@ -196,6 +199,14 @@ def job_with(parts: dict[str, Any]) -> PodConfig:
 
 REFUSED: dict[str, tuple[Layout, dict[str, Any], str]] = {
     "preferences": ("t5", {"method": {"objective": "dpo"}}, "spec.method.objective"),
+    "virtual tokens": ("t5", {"method": {"tuner": "prompt"}}, "spec.method.tuner"),
+    "gradients of low rank": (
+        "bart",
+        {"method": {"tuner": "full"}, "hyperparameters": {"optimizer": "galore"}},
+        "spec.hyperparameters.optimizer",
+    ),
+    "a form for other programs": ("t5", {"output": {"formats": ["adapter", "gguf"]}}, "spec.output.formats"),
+    "several GPUs": ("t5", {"resources": {"cpu": "1", "gpus": 2}}, "spec.resources.gpus"),
     "another architecture": ("bart", {"architecture": "causal"}, "spec.model.architecture"),
     "another architecture of a decoder": ("llama", {"architecture": "seq2seq"}, "spec.model.architecture"),
     "a layer that is not there": ("t5", {"method": {"lora": {"targetModules": "q_proj"}}}, "spec.method.lora.targetModules"),
@@ -207,6 +218,13 @@ def test_what_does_not_fit_is_refused_by_field(layout: Layout, parts: dict[str, 
     with pytest.raises(Refusal) as caught:
         load(tiny_model(layout), job_with(dict(parts)).spec)
     assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, param)
+
+
+def test_several_processes_are_refused() -> None:
+    with pytest.raises(Refusal, match="trains in one process") as caught:
+        recipe._check_together(a_job().spec, World(size=2), seq2seq=True)
+    assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, "spec.resources.gpus")
+    recipe._check_together(a_job().spec, World(size=2), seq2seq=False)
 
 
 def test_chosen_layers_only() -> None:

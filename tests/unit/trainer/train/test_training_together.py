@@ -1,0 +1,143 @@
+"""Several processes that train one model compute what one process computes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.support.models import tiny_model
+from tests.support.rows import alpaca_rows
+from tests.support.trainer_runs import Attempts, Nursery
+from tests.support.training import DIGEST, a_job, documents, history, packed, pairs, publish_data, weights_digest
+from tunewright_crds.errors import ExitCode
+from tunewright_trainer.storage import LocalStore
+from tunewright_trainer.train.data import Row
+from tunewright_trainer.train.world import World
+
+SHORT = {"batchSize": 4, "epochs": 2, "learningRate": 0.01, "evaluationsPerEpoch": 1}
+NO_DROPOUT = {"dropout": 0.0}
+CASES: dict[str, dict[str, Any]] = {
+    "an adapter, over a copy of the base each": {"method": {"lora": NO_DROPOUT}},
+    "an adapter, over a base that is spread": {"method": {"lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
+    "every weight, spread": {"method": {"tuner": "full"}},
+    "every weight, a copy each": {"method": {"tuner": "full"}, "resources": {"sharding": "none"}},
+    "preferences": {"method": {"objective": "dpo", "lora": NO_DROPOUT}},
+    "preferences, over a base that is spread": {"method": {"objective": "dpo", "lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
+}
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as started:
+        yield started
+
+
+def prepared(nursery: Nursery, work: Path, *, preferences: bool = False) -> Attempts:
+    rows = pairs(12) if preferences else packed(documents(24), 2)
+    validation = pairs(4, seed=9) if preferences else packed(documents(6, seed=9), 2)
+    publish_data(LocalStore(work / "store"), work, train=rows, validation=validation)
+    return Attempts(nursery, work)
+
+
+def measured(attempts: Attempts, attempt: int = 1) -> list[dict[str, float]]:
+    told = history(LocalStore(attempts.work / "store"), attempt)
+    return [{name: value for name, value in line.items() if "second" not in name and name != "peak_memory_bytes"} for line in told]
+
+
+@pytest.mark.parametrize("parts", CASES.values(), ids=CASES)
+def test_two_processes_compute_what_one_does(nursery: Nursery, tmp_path: Path, parts: dict[str, Any]) -> None:
+    job = a_job(hyperparameters=SHORT, **parts)
+    told = []
+    for size in (1, 2):
+        attempts = prepared(nursery, tmp_path / str(size), preferences="objective" in parts["method"])
+        assert attempts.run(job, attempt=1, digest=DIGEST, processes=size) == ExitCode.DONE
+        assert attempts.outcome().artifact is not None  # which was loaded again and compared with what was trained
+        told.append(measured(attempts))
+    assert len(told[0]) == len(told[1])
+    for alone, together in zip(*told, strict=True):
+        assert together == pytest.approx(alone, abs=2e-5)
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_stop_is_agreed_and_what_follows_is_what_would_have_been(nursery: Nursery, tmp_path: Path, tuner: str) -> None:
+    """Only one process is told to stop, in the middle of a step. Early stopping takes part, dropout as well."""
+    job = a_job(method={"tuner": tuner}, hyperparameters=SHORT | {"earlyStopping": {"enabled": True}}, checkpointing={"everySteps": 2})
+    straight = prepared(nursery, tmp_path / "straight")
+    assert straight.run(job, attempt=1, digest=DIGEST, processes=2) == ExitCode.DONE
+    stopped = prepared(nursery, tmp_path / "stopped")
+    assert stopped.run(job, attempt=1, digest=DIGEST, processes=2, terminate_at_step=3) == ExitCode.STOPPED
+    assert stopped.outcome().reached_step == 3
+    assert stopped.run(job, attempt=2, digest=DIGEST, processes=2) == ExitCode.DONE
+    assert stopped.outcome().resumed_from_step == 3
+    assert weights_digest(stopped.outcome()) == weights_digest(straight.outcome())
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)], ids=["from two processes to one", "from one to two"])
+def test_another_number_of_processes_goes_on_with_the_same_samples(nursery: Nursery, tmp_path: Path, sizes: tuple[int, int]) -> None:
+    job = a_job(method={"tuner": "full"}, hyperparameters=SHORT)
+    alone = prepared(nursery, tmp_path / "alone")
+    assert alone.run(job, attempt=1, digest=DIGEST) == ExitCode.DONE
+    changing = prepared(nursery, tmp_path / "changing")
+    assert changing.run(job, attempt=1, digest=DIGEST, processes=sizes[0], terminate_at_step=3) == ExitCode.STOPPED
+    assert changing.run(job, attempt=2, digest=DIGEST, processes=sizes[1]) == ExitCode.DONE
+    told = measured(changing) + measured(changing, attempt=2)
+    assert len(told) == len(measured(alone))
+    for expected, found in zip(measured(alone), told, strict=True):
+        assert found == pytest.approx(expected, abs=2e-5)
+
+
+def test_shares_are_even_and_whole() -> None:
+    rows = [Row(np.arange(length), np.arange(length), [length]) for length in (9, 1, 1, 7, 2, 4)]
+    shares = World(size=3).shares(rows)
+    assert [[len(row.input_ids) for row in share] for share in shares] == [[9], [1, 7], [1, 2, 4]]
+    assert World().shares(rows) == [rows]
+    assert World(size=3).shares(rows[:2]) == [[rows[0]], [rows[1]], []]
+
+
+def test_processes_are_started_heard_and_ended_as_one(tmp_path: Path) -> None:
+    """The program itself: one of its processes is killed, the others end and the exit code tells; run again, it goes on and publishes."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(40)))
+    spec = {
+        "model": {"uri": str(tiny_model())},
+        "dataset": {"sources": [{"uri": str(tmp_path / "rows.jsonl")}]},
+        "hyperparameters": {"maxSteps": 60, "batchSize": 4},
+        "resources": {"cpu": "1"},
+        "checkpointing": {"everySteps": 1},
+    }
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump(
+            {"apiVersion": "tunewright.dev/v1alpha1", "kind": "InstructionTuningJob", "metadata": {"name": "pair"}, "spec": spec}
+        )
+    )
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "tunewright_trainer", "run", str(tmp_path / "job.yaml"), "--output", str(output), "--processes", "2"]
+    with subprocess.Popen(command) as program:
+        wait_for(lambda: program.poll() is not None or list(output.glob("**/step-*/manifest.json")), "a checkpoint")
+        first, second = children_of(program.pid)
+        os.kill(second, signal.SIGKILL)
+        assert program.wait(120) == 128 + signal.SIGKILL
+        assert not any(Path(f"/proc/{pid}").exists() for pid in (first, second))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stderr
+    assert again.stdout.count("model: ") == 1
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(there: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 240
+    while not there():
+        assert time.monotonic() < deadline, f"never came to {what}"
+        time.sleep(0.05)

@@ -1,0 +1,126 @@
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306): from answers each of which is marked as good or bad, without pairs.
+
+Each row is an answer with its mark. A good answer shall gain more, and a bad one less, than answers do in the mean: the divergence of the model from its
+reference, which is estimated by the answers of a batch under one another's prompts. The whole effective batch is one estimate, however it is split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunewright_crds.method import Kto as Options
+from tunewright_crds.method import KtoLoss
+from tunewright_trainer.train.attention import documents
+from tunewright_trainer.train.data import IGNORED, Judged, MicroBatch, Row, Rows, grouped, micro_batch
+from tunewright_trainer.train.dpo import likelihoods, reference, without_dropout
+from tunewright_trainer.train.metrics import Measured, added
+from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reinforced import Reference
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a micro-batch must know of its batch: how many answers are good and bad, and the divergence ``kl`` in nats."""
+
+    good: int
+    bad: int
+    kl: float
+
+    @property
+    def rows(self) -> int:
+        return self.good + self.bad
+
+
+class Kto:
+    """See `tunewright_trainer.train.objective.Coupled`."""
+
+    def __init__(self, options: Options, before: Reference) -> None:
+        self._options = options
+        self._before = before
+
+    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Whole]:
+        """The divergence is estimated before the gradients, from the whole batch."""
+        rows = [row for group in groups for row in group]
+        good = sum(_is_good(row) for row in rows)
+        return [Whole(good, len(rows) - good, self._divergence(tuned, rows, [len(group) for group in groups]))] * len(groups)
+
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Whole) -> Measured:
+        """The loss is the mean over answers."""
+        before = reference(self._before, batch)
+        with documents(batch.lengths):
+            policy = likelihoods(tuned, batch).logps
+            total, measured = self.measured(policy, before, _marks(batch), share_of)
+            torch.autograd.backward(total)
+        return measured
+
+    @torch.no_grad()
+    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
+        """All validation rows are one batch."""
+        tuned.network.eval()
+        good = sum(_is_good(rows[index]) for index in range(len(rows)))
+        whole = Whole(good, len(rows) - good, self._divergence(tuned, rows, [1] * len(rows)))
+        found: Measured = {}
+        for index in range(len(rows)):
+            batch = micro_batch([rows[index]], tuned.device)
+            with documents(batch.lengths):
+                policy = likelihoods(tuned, batch).logps
+            found = added(found, self.measured(policy, reference(self._before, batch), _marks(batch), whole)[1])
+        return {f"eval_{name}": value for name, value in found.items()}
+
+    def measured(self, policy: torch.Tensor, before: torch.Tensor, good: torch.Tensor, whole: Whole) -> tuple[torch.Tensor, Measured]:
+        """The share of these answers in the loss of the whole batch, and in TRL's metrics. Log-probabilities [answers] by model and reference, and marks [answers]."""
+        beta, signs = self._options.beta, torch.where(good, 1.0, -1.0)
+        weights = torch.where(good, self._options.desirable_weight, self._options.undesirable_weight)
+        rewards = beta * (policy - before)
+        # Of apo_zero_unpaired (D'Oosterlinck et al. 2024, arXiv:2408.06266, equation 7) the kl is 0.
+        each = weights * (1 - torch.sigmoid(signs * (rewards - beta * whole.kl)))
+        told = {"loss": float(each.detach().sum()) / whole.rows, "kl": whole.kl * len(policy) / whole.rows}
+        for values, name in ((rewards.detach(), "rewards"), (policy.detach(), "logps")):
+            of_good, of_bad = float(values[good].sum()) / max(1, whole.good), float(values[~good].sum()) / max(1, whole.bad)
+            told |= ({f"{name}/chosen": of_good} if whole.good else {}) | ({f"{name}/rejected": of_bad} if whole.bad else {})
+        if whole.good and whole.bad:
+            told["rewards/margins"] = told["rewards/chosen"] - told["rewards/rejected"]
+        return each.sum() / whole.rows, told
+
+    @torch.no_grad()
+    def _divergence(self, tuned: Tuned, rows: Any, counts: Sequence[int]) -> float:
+        """Mean log-ratio of the answers, each under the prompt of the row after it, and at least 0. ``counts``: so many rows at a time."""
+        if self._options.loss is KtoLoss.APO_ZERO_UNPAIRED:
+            return 0.0
+        total, start = 0.0, 0
+        most = getattr(tuned.network.config, "max_position_embeddings", None)
+        for count in counts:
+            mixed = [_mixed(rows[at], rows[at - 1 if at else len(rows) - 1], most) for at in range(start, start + count)]
+            start += count
+            for group in grouped(mixed, "auto"):
+                batch = micro_batch(group, tuned.device)
+                with documents(batch.lengths), without_dropout(tuned.network):
+                    policy = likelihoods(tuned, batch).logps
+                total += float((policy - reference(self._before, batch)).sum())
+        return max(0.0, total / len(rows))
+
+
+def _mixed(row: Row, other: Row, most: int | None) -> Row:
+    """The prompt of a row with the answer of another, of at most so many tokens."""
+    prompt, answer = row.input_ids[: _start(row)], other.input_ids[_start(other) :]
+    ids = np.concatenate([prompt, answer])
+    labels = np.concatenate([np.full(len(prompt), IGNORED, dtype=np.int64), other.labels[_start(other) :]])
+    return Row(ids[:most], labels[:most], [len(ids[:most])])
+
+
+def _start(row: Row) -> int:
+    """Where what is learned begins; nothing predicts a first token."""
+    return max(1, int(np.argmax(row.labels != IGNORED)))
+
+
+def _is_good(row: Row) -> bool:
+    assert isinstance(row, Judged)
+    return row.desirable
+
+
+def _marks(batch: MicroBatch) -> torch.Tensor:
+    """[answers], on the device of the batch."""
+    return torch.tensor([_is_good(row) for row in batch.rows], device=batch.input_ids.device)

@@ -1,0 +1,93 @@
+"""The processes that train one model together: each computes its share of every batch, and all make the same step.
+
+Started by `tunewright_trainer.launch` or by torchrun, which both say by environment variables who is who. One process by itself is a world too, in which
+nothing is exchanged.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from tunewright_trainer import launch
+from tunewright_trainer.train.data import Row
+
+# How long one process waits for another: longer than a checkpoint or an evaluation takes. One that died is noticed at once.
+PATIENCE: Final = timedelta(hours=1)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """``rank`` of ``size`` processes; ``local_rank`` counts those of one machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that reports, saves and publishes for all."""
+        return self.rank == 0
+
+    def shares(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """The rows of each process, of about equally many tokens; within a share in the batch's order."""
+        loads, owners = [0] * self.size, [0] * len(rows)
+        for index in sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids)):
+            owners[index] = loads.index(min(loads))
+            loads[owners[index]] += len(rows[index].input_ids)
+        return [[row for row, owner in zip(rows, owners, strict=True) if owner == rank] for rank in range(self.size)]
+
+    def seed(self, base: int) -> int:
+        """A seed of this process's own, and of one process by itself the base."""
+        return (base + self.rank * 0x9E3779B97F4A7C15) % 2**63
+
+    def of_each(self, value: T) -> list[T]:
+        """The values of all processes, by rank; everywhere."""
+        if self.size == 1:
+            return [value]
+        told = [value] * self.size
+        dist.all_gather_object(told, value)
+        return told
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds in any process."""
+        return any(self.of_each(flag))
+
+    def of_leader(self, value: T) -> T:
+        """The leader's value, everywhere."""
+        if self.size == 1:
+            return value
+        told: list[T] = [value]
+        dist.broadcast_object_list(told)
+        return told[0]
+
+    def wait(self) -> None:
+        """Return when all have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(*, gpu: bool) -> Iterator[World]:
+    """The world that this process was started into."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    world = World(rank=int(os.environ["RANK"]), size=size, local_rank=launch.local_rank())
+    if gpu:
+        torch.cuda.set_device(world.local_rank)
+    if not world.leads:
+        logging.getLogger("tunewright_trainer").setLevel(logging.WARNING)  # the leader tells for all
+    # Small things, such as metrics, go between processors; tensors of a GPU between GPUs.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+    yield world
+    dist.destroy_process_group()  # not after a failure: the others may never come
