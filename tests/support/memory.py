@@ -109,7 +109,7 @@ def peak_of_a_pass(folder: Path, spec: JobSpec, *, tokens: int, learned: float) 
     """Bytes that a forward and backward pass takes at most beside what stands, with gradients that are there already."""
     tuned = load(folder, spec)
     tuned.network.train()
-    batch, objective = a_batch(tuned, tokens=tokens, learned=learned), objective_of(spec)
+    batch, objective = a_batch(tuned, tokens=tokens, learned=learned), objective_of(spec, tuned)
     objective.backward(tuned, batch, share_of=100)
     with counted(tuned, batch) as live:
         objective.backward(tuned, batch, share_of=100)
