@@ -230,7 +230,7 @@ class Run:
         own = parts[self.world.rank]
         absent = max(map(len, parts)) - len(own) if self.sharded else 0
         group, share = max(parts, key=len)[0]
-        return own + [(group, none_of(share))] * absent
+        return own + [(group, none_of(share)) for _ in range(absent)]
 
     def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(row.tokens for row in batch)
