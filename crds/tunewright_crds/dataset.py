@@ -289,14 +289,18 @@ class Dataset(Part, json_schema_extra=_rules):
     )
     cleaning: Cleaning = Field(default_factory=Cleaning, description="What is dropped before training.")
     max_length: int = Field(
-        2048, alias="maxLength", ge=8, le=1_048_576, description="Longest example, in tokens; of a pair, each answer with its prompt."
+        2048,
+        alias="maxLength",
+        ge=8,
+        le=1_048_576,
+        description="Longest example, in tokens; of a pair, each answer with its prompt; for an encoder-decoder (seq2seq) the longest prompt, and the longest answer.",
     )
     overlong: Overlong = Field(
         Overlong.TRUNCATE, description="What happens to longer examples: truncate (at the end), drop, or fail the job."
     )
     packing: bool = Field(
         True,
-        description="Fill sequences of maxLength with several examples, kept apart from one another; no token is padding. Pairs of answers are not packed.",
+        description="Fill sequences of maxLength with several examples, kept apart from one another; no token is padding. Pairs of answers are not packed, nor is what an encoder-decoder reads.",
     )
     train_on: TrainOn = Field(
         TrainOn.RESPONSE, alias="trainOn", description="Which tokens are learned: every response, the last response only, or all tokens."

@@ -66,7 +66,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.LICENSE_FORBIDDEN: "Leave the source out, or, if its licence is another one, name it in the source's `license`.",
     FailureCode.MODEL_NOT_FOUND: "Check spec.model.uri: the folder needs config.json, tokenizer files and *.safetensors.",
     FailureCode.MODEL_UNSAFE: "Convert the weights to safetensors; pickled weights can run code and are never loaded.",
-    FailureCode.MODEL_UNSUPPORTED: "Use a causal language model whose architecture transformers knows without code of the model's own.",
+    FailureCode.MODEL_UNSUPPORTED: "Use a causal language model, or a T5 or BART, whose architecture transformers knows without code of the model's own.",
     FailureCode.ACCESS_DENIED: "Check the keys in the credentials Secret and what they may read.",
     FailureCode.CONFIG_INVALID: "Correct the named field and apply the job again.",
     FailureCode.OUT_OF_MEMORY: "Ask for more memory, or lower dataset.maxLength, hyperparameters.microBatchSize or method.lora.rank; tuner qlora needs least.",

@@ -31,6 +31,7 @@ from tunewright_crds.hyperparameters import BATCH_AT_ONCE, MISPLACED_GALORE, WIT
 from tunewright_crds.method import (
     ALONE,
     APART,
+    ARCHITECTURE,
     DPO_RULES,
     LEARNS_FROM,
     NEEDS_REWARDS,
@@ -55,6 +56,7 @@ MAX_CLAIMS: Final = 8  # volumes that a pod mounts
 class Architecture(StrEnum):
     AUTO = "auto"
     CAUSAL = "causal"
+    SEQ2SEQ = "seq2seq"
 
 
 class OutputForm(StrEnum):
@@ -82,7 +84,10 @@ class Model(
         description="Folder of the base model, with config.json, tokenizer files and *.safetensors: s3://bucket/path/, hf://org/name@revision, or pvc://claim/path; "
         "or model://<TunedModel>[@version], a whole model (merged or full) that another job of this namespace publishes, and for which this one waits."
     )
-    architecture: Architecture = Field(Architecture.AUTO, description="Kind of model; `auto` reads it from config.json.")
+    architecture: Architecture = Field(
+        Architecture.AUTO,
+        description="Kind of model: causal (decoder only, as Llama), or seq2seq (an encoder reads the prompt and a decoder answers, as T5 and BART; objective sft only). `auto` reads it from config.json.",
+    )
     chat_template: str = Field(
         "",
         alias="chatTemplate",
@@ -164,12 +169,19 @@ _REF_HAS_CONVERSATIONS: Final = (
 _NOT_TOGETHER: Final = f"objective {either([one.value for one in ALONE])} trains in one process yet: set resources.gpus to at most 1"
 _ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+SEQ2SEQ_ALONE: Final = "an encoder-decoder (seq2seq) trains in one process yet: leave resources.gpus at 0 or 1"
+_SEQ2SEQ_SHOTS: Final = "an encoder-decoder (seq2seq) is measured without examples: leave evaluation.fewShot at [0]"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
 _TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,), Examples.UNPAIRED: (DataFormat.UNPAIRED,)}
 _LISTS: Final = ("output.formats",)  # fields that hold several values
+# The formats whose rows tell an instruction and its input apart.
+INSTRUCTED: Final = (DataFormat.AUTO, DataFormat.ALPACA, DataFormat.DOLLY, DataFormat.NATURAL_INSTRUCTIONS, DataFormat.SELF_INSTRUCT)
+_INSTRUCTED_ONLY: Final = (
+    f"tuner hint learns from rows that tell instruction and input apart: sources of format {either(INSTRUCTED)}, no template, and no ref"
+)
 _PAIRED: Final = (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)
 _FORMATS: Final = {Examples.PREFERENCES: _PAIRED, Examples.UNPAIRED: (*_PAIRED, DataFormat.UNPAIRED)}
 
@@ -233,6 +245,8 @@ def _rules_of_tuners() -> Iterator[tuple[str, str]]:
     for field, tuners in TUNER_OPTIONS.items():
         left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
         yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    instructed = f"self.dataset.ref == '' && self.dataset.sources.all(s, s.template == '' && s.format in {_cel(INSTRUCTED)})"
+    yield f"self.method.tuner != 'hint' || ({instructed})", _INSTRUCTED_ONLY
     galore = " && ".join(untouched(Galore, at="self.hyperparameters.galore"))
     yield f"self.hyperparameters.optimizer == '{Optimizer.GALORE}' || ({galore})", MISPLACED_GALORE
     at_once = "self.hyperparameters.microBatchSize == 'auto' || self.hyperparameters.microBatchSize == self.hyperparameters.batchSize"
@@ -265,6 +279,8 @@ class JobSpec(
         *_rules_of_requirements(),
         *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
+        ("self.model.architecture != 'seq2seq' || self.evaluation.fewShot.all(shots, shots == 0)", _SEQ2SEQ_SHOTS),
+        ("self.model.architecture != 'seq2seq' || self.resources.gpus <= 1", SEQ2SEQ_ALONE),
     ),
 ):
     """What is wanted."""
@@ -326,9 +342,22 @@ class JobSpec(
         return self
 
     @model_validator(mode="after")
+    def _measured_without_examples(self) -> "JobSpec":
+        if self.model.architecture is Architecture.SEQ2SEQ and any(self.evaluation.few_shot):
+            raise ValueError(_SEQ2SEQ_SHOTS)
+        return self
+
+    @model_validator(mode="after")
     def _served_models_answer(self) -> "JobSpec":
         if self.method.objective is Objective.REWARD and self.deploy.enabled:
             raise ValueError(_NOT_SERVED)
+        return self
+
+    @model_validator(mode="after")
+    def _data_fits_the_tuner(self) -> "JobSpec":
+        told_apart = not self.dataset.ref and all(not one.template and one.format in INSTRUCTED for one in self.dataset.sources)
+        if self.method.tuner is Tuner.HINT and not told_apart:
+            raise ValueError(_INSTRUCTED_ONLY)
         return self
 
     @model_validator(mode="after")
@@ -347,6 +376,8 @@ class JobSpec(
     def _trains_together(self) -> "JobSpec":
         if self.resources.gpus > 1 and self.method.objective in ALONE:
             raise ValueError(_NOT_TOGETHER)
+        if self.resources.gpus > 1 and self.model.architecture is Architecture.SEQ2SEQ:
+            raise ValueError(SEQ2SEQ_ALONE)
         return self
 
     @model_validator(mode="after")
@@ -364,6 +395,16 @@ class JobSpec(
                 f"sources and model lie on {len(claims)} volumes ({', '.join(sorted(claims))}); a pod mounts at most {MAX_CLAIMS}"
             )
         return self
+
+
+def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
+    """The field that an encoder-decoder cannot follow, and why; None where there is none. Whether the model is one, `auto` leaves to its config.json."""
+    for pair in APART:
+        if pair.field == ARCHITECTURE and Architecture.SEQ2SEQ in pair.values and not {*pair.others}.isdisjoint(_found(spec, pair.other)):
+            return f"spec.{pair.other}", pair.because
+    if spec.resources.gpus > 1:
+        return "spec.resources.gpus", SEQ2SEQ_ALONE
+    return ("spec.evaluation.fewShot", _SEQ2SEQ_SHOTS) if any(spec.evaluation.few_shot) else None
 
 
 class InstructionTuningJob(

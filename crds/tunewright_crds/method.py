@@ -23,7 +23,7 @@ class Objective(StrEnum):
 
 
 class Tuner(StrEnum):
-    """Each but full, qlora, dora and bitfit is a method of PEFT; most are called there as they are here."""
+    """Each but full, qlora, dora, bitfit and hint is a method of PEFT; most are called there as they are here."""
 
     FULL = "full"
     LORA = "lora"
@@ -41,6 +41,7 @@ class Tuner(StrEnum):
     FROD = "frod"
     GLORA = "glora"
     GRALORA = "gralora"
+    HINT = "hint"
     HIRA = "hira"
     HRA = "hra"
     IA3 = "ia3"
@@ -69,9 +70,11 @@ class Tuner(StrEnum):
 
 
 WHOLE: Final = (Tuner.FULL, Tuner.BITFIT)  # they change weights of the model itself, and publish all of it
+OWN: Final = (*WHOLE, Tuner.HINT)  # none of PEFT
 LORA_FAMILY: Final = (Tuner.LORA, Tuner.QLORA, Tuner.DORA)
 PROMPT_LEARNING: Final = (Tuner.PREFIX, Tuner.PROMPT, Tuner.P_TUNING)  # they train tokens, or keys and values, that go before each document
-UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY, *PROMPT_LEARNING)  # their adapters cannot be added into the weights
+# Their adapters cannot be added into the weights.
+UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY, Tuner.HINT, *PROMPT_LEARNING)
 # Their adapters can be written as LoRA matrices. PEFT offers it for dora too, but leaves out what dora adds to lora.
 CONVERTIBLE: Final = (
     Tuner.C3A,
@@ -133,6 +136,21 @@ class Lora(Part):
         description="Which layers get an adapter: `all-linear` (all but the output head), or names joined by commas such as q_proj,v_proj.",
     )
     rslora: bool = Field(False, description="Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732).")
+
+
+class Hint(Part):
+    """Options of tuner hint, a hypernetwork that reads the instruction and writes weights (Ivison et al. 2023, arXiv:2212.10315)."""
+
+    prefix_tokens: int = Field(
+        30, alias="prefixTokens", ge=1, le=512, description="Keys and values that are written in front of each layer's self-attention."
+    )
+    adapter_rank: int = Field(
+        64, alias="adapterRank", ge=1, le=1024, description="Width of the adapter that is written beside each layer's feed-forward part."
+    )
+    hidden_size: int = Field(
+        128, alias="hiddenSize", ge=1, le=8192, description="Width of the small networks that write them, which all layers share."
+    )
+    fusion: bool = Field(True, description="The decoder also looks at what the encoder read of the instruction, in front of the input.")
 
 
 class DpoLoss(StrEnum):
@@ -387,7 +405,59 @@ UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
 }
 
 # More that does not go together, in terms of any two fields of a job's spec.
+ARCHITECTURE: Final = "model.architecture"
 APART: Final[tuple[Apart, ...]] = (
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        "an encoder-decoder (seq2seq) is tuned by objective sft only",
+    ),
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "dataset.trainOn",
+        ("all",),
+        "an encoder-decoder (seq2seq) learns answers only: trainOn is response or last-response",
+    ),
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "method.tuner",
+        PROMPT_LEARNING,
+        f"an encoder-decoder (seq2seq) is not tuned by {either(PROMPT_LEARNING)} yet",
+    ),
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "hyperparameters.optimizer",
+        (Optimizer.GALORE, *WITHIN_BACKWARD),
+        "an encoder-decoder (seq2seq) is not trained with optimizer galore, lomo or adalomo yet",
+    ),
+    Apart(
+        ARCHITECTURE,
+        ("seq2seq",),
+        "output.formats",
+        ("lora", "onnx", "gguf"),
+        "an encoder-decoder (seq2seq) is published as adapter or merged: leave formats lora, onnx and gguf out",
+    ),
+    Apart("method.tuner", (Tuner.HINT,), ARCHITECTURE, ("causal",), "tuner hint is for encoder-decoders: T5 and mT5"),
+    Apart("method.tuner", (Tuner.HINT,), "method.objective", every(Objective, but=(Objective.SFT,)), "tuner hint is for objective sft"),
+    Apart(
+        "method.tuner",
+        (Tuner.HINT,),
+        "deploy.enabled",
+        (True,),
+        "what tuner hint makes is not served yet: its model is asked from Python (see the model card), so leave deploy out",
+    ),
+    Apart(
+        "method.tuner",
+        (Tuner.HINT,),
+        "evaluation.enabled",
+        (True,),
+        "what tuner hint makes is not measured yet: set evaluation.enabled: false",
+    ),
     Apart(
         "resources.sharding",
         ("full",),
@@ -479,8 +549,8 @@ OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
     "reward_model": REINFORCED,
 }
 # The same for tuners.
-TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY}
-NO_OPTIONS: Final = f"tuner {' and '.join(WHOLE)} have no options: leave method.options out"
+TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY, "hint": (Tuner.HINT,)}
+NO_OPTIONS: Final = f"tuner {' and '.join(OWN)} have no options of PEFT: leave method.options out"
 
 
 def misplaced(field: str) -> str:
@@ -500,8 +570,10 @@ class Method(Part):
     The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
     all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise; it
     needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model. bitfit trains the biases of a
-    model that has some (GPT-2, Qwen2). dora splits weights into size and direction. prefix, prompt and p-tuning train what is read before each text. ia3 and ln-tuning train least. The others are the
-    methods of PEFT, by its names.
+    model that has some (GPT-2, Qwen2). dora splits weights into size and direction. prefix, prompt and p-tuning train what is read before
+    each text. ia3 and ln-tuning train least. The others are the methods of PEFT, by its names. hint trains a hypernetwork beside a frozen T5
+    or mT5: it reads an instruction once and writes prefixes and adapters for the model, which then reads inputs without the instruction; for
+    rows that tell instruction and input apart, to follow instructions never seen.
 
     options are those of the tuner's config class in PEFT, by its names: {r: 8} with loha, {num_virtual_tokens: 16} with prompt. What PEFT
     does not know is refused before a pod with a GPU is made.
@@ -523,7 +595,7 @@ class Method(Part):
     )
     tuner: Tuner = Field(
         Tuner.LORA,
-        description="Which weights change: full (all), bitfit (biases), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU), or another adapter of PEFT.",
+        description="Which weights change: full (all), bitfit (biases), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU), hint (a hypernetwork beside a frozen T5, which reads each instruction once), or another adapter of PEFT.",
     )
     lora: Lora = Field(default_factory=Lora, description="Options of lora, qlora and dora.")
     options: dict[str, Any] = Field(
@@ -532,6 +604,7 @@ class Method(Part):
         description="Further options of an adapter, by the names of its config class in PEFT.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
+    hint: Hint = Field(default_factory=Hint, description="Options of tuner hint.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
     kto: Kto = Field(default_factory=Kto, description="Options of objective kto.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
@@ -558,7 +631,7 @@ class Method(Part):
         for field, tuners in TUNER_OPTIONS.items():
             if self.tuner not in tuners and (options := getattr(self, field)) != type(options)():
                 raise ValueError(misplaced_of_tuner(field))
-        if self.options and self.tuner in WHOLE:
+        if self.options and self.tuner in OWN:
             raise ValueError(NO_OPTIONS)
         if unfit := UNFIT.get((self.objective, self.tuner)):
             raise ValueError(unfit)

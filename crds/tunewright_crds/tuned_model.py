@@ -21,7 +21,7 @@ class Kind(StrEnum):
 
 
 class Servability(StrEnum):
-    """Who can serve an artefact; nothing is told of forms for other programs."""
+    """Who can serve an artefact; nothing is told of forms for other programs, and of hypernetworks, which none serves."""
 
     UNTOLD = ""
     WHOLE = "whole"

@@ -60,6 +60,7 @@ FIELDS = {
     "kto's options with another objective": ("method.kto.desirableWeight", 2, "kto holds options of objective kto"),
     "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", "format unpaired is for objective kto"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
+    "an architecture that nobody knows": ("model.architecture", "rnn", "model.architecture"),
     "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "galore holds options of optimizer galore"),
     "a split batch for lomo": (
         "hyperparameters",
@@ -82,6 +83,7 @@ FIELDS = {
         "lora holds options of tuner lora, qlora or dora",
     ),
     "biases of a reward model": ("method", {"objective": "reward", "tuner": "bitfit"}, "tuner bitfit is for objective sft"),
+    "options of a hypernetwork with another tuner": ("method.hint.fusion", False, "hint holds options of tuner hint"),
     "a reward model that may change": ("method", {"objective": "grpo", "rewardModel": "hf://org/judge"}, "pin a commit"),
     "a reward model with another objective": ("method.rewardModel", "s3://models/judge/", "rewardModel holds options of objective"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
@@ -113,7 +115,7 @@ FIELDS = {
     ),
     "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
     "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
-    "two GPUs": ("resources.gpus", 2, "resources.gpus"),
+    "more GPUs than a machine has": ("resources.gpus", 17, "resources.gpus"),
 }
 
 
@@ -122,6 +124,43 @@ def test_what_cannot_work_is_refused_on_apply(kubectl: Kubectl, namespace: str, 
     with pytest.raises(CommandFailed) as refusal:
         kubectl.apply(job_with(path, value, namespace))
     assert said in str(refusal.value)
+
+
+def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace: str) -> None:
+    job = job_with("model.architecture", "seq2seq", namespace)
+    for part, value, said in (
+        ("method", {"objective": "dpo"}, "objective sft only"),
+        ("dataset", {"trainOn": "all"}, "learns answers only"),
+        ("method", {"tuner": "p-tuning"}, "is not tuned by"),
+        ("hyperparameters", {"optimizer": "lomo"}, "is not trained with optimizer"),
+        ("resources", {"gpus": 2}, "trains in one process"),
+        ("output", {"formats": ["gguf"]}, "is published as adapter or merged"),
+    ):
+        wrong = copy.deepcopy(job)
+        wrong["spec"].setdefault(part, {}).update(value)
+        with pytest.raises(CommandFailed, match=said):
+            kubectl.apply(wrong)
+    kubectl.apply(job)
+
+
+HINT = {
+    "a decoder alone": ("model", {"architecture": "causal"}, "is for encoder-decoders"),
+    "serving": ("deploy", {"enabled": True}, "is not served yet"),
+    "measuring": ("evaluation", {"enabled": True}, "is not measured yet"),
+    "a merged model": ("output", {"formats": ["merged"]}, "cannot be merged"),
+    "data that is not told apart": ("dataset", {"ref": "support-v1", "sources": []}, "tell instruction and input apart"),
+}
+
+
+def test_a_hypernetwork_is_tuned_by_instructions_with_inputs(kubectl: Kubectl, namespace: str) -> None:
+    job = job_with("method", {"tuner": "hint", "hint": {"prefixTokens": 8}}, namespace)
+    job["spec"]["evaluation"] = {"enabled": False}
+    for part, value, said in HINT.values():
+        wrong = copy.deepcopy(job)
+        wrong["spec"].setdefault(part, {}).update(value)
+        with pytest.raises(CommandFailed, match=said):
+            kubectl.apply(wrong)
+    kubectl.apply(job)
 
 
 RIGHT = {

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
 
-Layout = Literal["llama", "gpt2"]
+Layout = Literal["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma", "phi3", "t5", "bart"]
 
 SEED: Final = 5
 CONTEXT: Final = 512
@@ -22,6 +22,46 @@ CHAT_TEMPLATE: Final = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+_LLAMA_LIKE: Final[dict[str, Any]] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": False,
+}
+SHAPES: Final[dict[str, dict[str, Any]]] = {
+    "gpt2": {"n_positions": CONTEXT, "n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    "qwen3": {**_LLAMA_LIKE, "head_dim": 8},
+    "gemma": {**_LLAMA_LIKE, "head_dim": 8},
+    # A decoder begins with the padding token, as that of the published T5 does.
+    "t5": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "dropout_rate": 0,
+        "decoder_start_token_id": 258,
+    },
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": CONTEXT,
+        "dropout": 0,
+        "decoder_start_token_id": 257,
+        "forced_eos_token_id": None,
+        "init_std": 0.1,
+    },
+}
 
 
 @functools.cache
@@ -67,34 +107,12 @@ def byte_tokenizer(*, chat_template: str | None = None) -> Any:
 
 def _untrained(layout: Layout, tokenizer: Any) -> Any:
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        if layout == "gpt2":
-            config = GPT2Config(
-                vocab_size=len(tokenizer),
-                n_positions=CONTEXT,
-                n_embd=32,
-                n_layer=2,
-                n_head=2,
-                resid_pdrop=0,
-                embd_pdrop=0,
-                attn_pdrop=0,
-                **ids,
-            )
-            return GPT2LMHeadModel(config)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=CONTEXT,
-                tie_word_embeddings=False,
-                **ids,
-            )
-        )
+        config = AutoConfig.for_model(layout, vocab_size=len(tokenizer), **ids, **SHAPES.get(layout, _LLAMA_LIKE))
+        made = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
+        made.generation_config.decoder_start_token_id = getattr(config, "decoder_start_token_id", None)
+        return made

@@ -61,8 +61,8 @@ def marked(count: int, *, seed: int = 0) -> list[Row]:
     return [row for chosen, rejected in pairs(count, seed=seed) for row in ([chosen, nothing], [nothing, rejected])]
 
 
-def write_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """One Arrow file as `prepare` writes it."""
+def write_rows(folder: Path, rows: Sequence[Row], *, instructions: Sequence[list[int]] = ()) -> None:
+    """One Arrow file as `prepare` writes it; for a hypernetwork with the instruction of each row."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = pa.list_(pa.int32())
     table = pa.table(
@@ -72,17 +72,27 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
             "lengths": pa.array([[len(ids) for ids, _ in row] for row in rows], numbers),
         }
     )
+    if instructions:
+        table = table.append_column("instruction", pa.array(instructions, numbers))
     with pa.OSFile(str(folder / "data-00000.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
 
 
-def publish_data(store: Store, work: Path, *, train: Sequence[Row], validation: Sequence[Row] = (), digest: str = DIGEST) -> None:
-    """Put prepared data where `train` looks for it."""
+def publish_data(
+    store: Store,
+    work: Path,
+    *,
+    train: Sequence[Row],
+    validation: Sequence[Row] = (),
+    digest: str = DIGEST,
+    instructions: tuple[Sequence[list[int]], Sequence[list[int]]] = ((), ()),
+) -> None:
+    """Put prepared data where `train` looks for it; ``instructions`` are those of the rows to train and to validate with."""
     folder = work / "prepared"
     shutil.rmtree(folder, ignore_errors=True)
-    write_rows(folder / "train", train)
+    write_rows(folder / "train", train, instructions=instructions[0])
     if validation:
-        write_rows(folder / "validation", validation)
+        write_rows(folder / "validation", validation, instructions=instructions[1])
     publish_folder(store, folder, dataset_key(NAMESPACE, digest), manifest={"licenses": ["cc0"]})
     shutil.rmtree(folder)
 

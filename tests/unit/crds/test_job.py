@@ -149,6 +149,61 @@ def test_a_reward_model_is_not_served() -> None:
             TunedModelSpec.model_validate(model)
 
 
+SEQ2SEQ_REFUSED = {
+    "preferences": ("method.objective", "dpo", "is tuned by objective sft only"),
+    "prompts that are learned": ("dataset.trainOn", "all", "learns answers only"),
+    "virtual tokens": ("method.tuner", "prefix", "is not tuned by"),
+    "a form for other programs": ("output.formats", ["adapter", "onnx"], "is published as adapter or merged"),
+    "another form for other programs": ("output.formats", ["gguf"], "is published as adapter or merged"),
+    "examples that are shown": ("evaluation.fewShot", [0, 2], "is measured without examples"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), SEQ2SEQ_REFUSED.values(), ids=SEQ2SEQ_REFUSED)
+def test_what_an_encoder_decoder_cannot_do_is_refused_where_the_job_says_that_it_is_one(path: str, value: object, said: str) -> None:
+    spec = spec_with(path, value)
+    read_spec(spec)
+    with pytest.raises(ValidationError, match=said):
+        read_spec(spec | {"model": {"uri": "s3://b-1/models/x/", "architecture": "seq2seq"}})
+    read_spec(spec_with("model.architecture", "seq2seq"))
+
+
+@pytest.mark.parametrize("optimizer", ["galore", "lomo", "adalomo"])
+def test_an_encoder_decoder_is_not_trained_with_optimizers_that_were_not_tried_with_one(optimizer: str) -> None:
+    spec = spec_with("hyperparameters", {"optimizer": optimizer}) | {"method": {"tuner": "full"}}
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="is not trained with optimizer"):
+        read_spec(spec | {"model": {"uri": "s3://b-1/models/x/", "architecture": "seq2seq"}})
+
+
+HINT_REFUSED = {
+    "a decoder alone": ("model.architecture", "causal", "is for encoder-decoders"),
+    "preferences": ("method.objective", "dpo", "is for objective sft"),
+    "a merged model": ("output.formats", ["adapter", "merged"], "cannot be merged"),
+    "serving": ("deploy.enabled", True, "is not served yet"),
+    "measuring": ("evaluation.enabled", True, "is not measured yet"),
+    "options of PEFT": ("method.options", {"r": 8}, "no options of PEFT"),
+    "data of an InstructionDataset": ("dataset", {"ref": "support-v1"}, "tell instruction and input apart"),
+    "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "tell instruction and input apart"),
+    "conversations": ("dataset.sources.0.format", "chat", "tell instruction and input apart"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), HINT_REFUSED.values(), ids=HINT_REFUSED)
+def test_what_a_hypernetwork_cannot_do_is_refused(path: str, value: object, said: str) -> None:
+    spec = spec_with(path, value)
+    with pytest.raises(ValidationError, match=said):
+        read_spec({"evaluation": {"enabled": False}, **spec, "method": {**spec.get("method", {}), "tuner": "hint"}})  # type: ignore[dict-item]
+    read_spec(
+        spec_with("dataset.sources.0.format", "natural-instructions") | {"method": {"tuner": "hint"}, "evaluation": {"enabled": False}}
+    )
+
+
+def test_options_of_the_hypernetwork_are_for_its_tuner() -> None:
+    with pytest.raises(ValidationError, match="hint holds options of tuner hint"):
+        read_spec(spec_with("method.hint", {"prefixTokens": 8}))
+
+
 def test_forms_for_other_programs_stand_beside_a_model_that_answers() -> None:
     spec = spec_with("output.formats", ["onnx", "gguf"])
     read_spec(spec)

@@ -11,7 +11,7 @@ import torch
 from tunewright_trainer.process import is_out_of_memory
 from tunewright_trainer.serve.turns import End
 from tunewright_trainer.train import attention
-from tunewright_trainer.train.data import Ints
+from tunewright_trainer.train.data import Ints, filled
 from tunewright_trainer.train.model import Tuned
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,12 @@ def _batches(prompts: Sequence[Ints], most: int) -> Iterator[list[int]]:
 
 
 def _answer(tuned: Tuned, prompts: Sequence[Ints], end: End, pad: int, most: int, context: int) -> list[list[int]]:
-    room = min(most, context - max(len(prompt) for prompt in prompts))
+    seq2seq = tuned.network.config.is_encoder_decoder
+    room = min(most, context - (0 if seq2seq else max(len(prompt) for prompt in prompts)))
     if room < 1:
         return [[] for _ in prompts]
     try:
-        return _generate(tuned, prompts, end, pad, room)
+        return (_write if seq2seq else _generate)(tuned, prompts, end, pad, room)
     except Exception as error:
         if len(prompts) == 1 or not is_out_of_memory(error):
             raise
@@ -79,6 +80,27 @@ def _generate(tuned: Tuned, prompts: Sequence[Ints], end: End, pad: int, room: i
     return [_until_end(row, end.ids) for row in whole[:, width:].tolist()]
 
 
+@torch.inference_mode()
+def _write(tuned: Tuned, prompts: Sequence[Ints], end: End, pad: int, room: int) -> list[list[int]]:
+    """What the decoder of an encoder-decoder writes. Prompts are filled up behind: where positions are absolute they begin at the first token."""
+    from transformers import GenerationConfig
+
+    ids = torch.from_numpy(filled(prompts, -1)).to(tuned.device)
+    own = tuned.network.config
+    options = GenerationConfig(
+        max_new_tokens=room,
+        do_sample=False,
+        eos_token_id=sorted(end.ids) or None,
+        pad_token_id=pad,
+        decoder_start_token_id=own.decoder_start_token_id,
+    )
+    with tuned.autocast():
+        written = (tuned.peft or tuned.network).generate(
+            input_ids=ids.clamp(min=0), attention_mask=(ids >= 0).long(), generation_config=options
+        )
+    return [_until_end(row, end.ids) for row in written[:, 1:].tolist()]
+
+
 def _until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
     return next((ids[:at] for at, token in enumerate(ids) if token in ends), ids)
 
@@ -88,15 +110,17 @@ def _ordinary_attention(network: Any) -> Iterator[None]:
     """Generation needs attention with a cache and with padding, which training's has not; and no options of the model's own, such as sampling."""
     from transformers import GenerationConfig
 
-    before = network.generation_config
-    network.set_attn_implementation("sdpa")
+    before, of_training = network.generation_config, network.config._attn_implementation == attention.NAME
+    if of_training:
+        network.set_attn_implementation("sdpa")
     network.generation_config = GenerationConfig()
     network.eval()
     try:
         yield
     finally:
         network.generation_config = before
-        network.set_attn_implementation(attention.NAME)
+        if of_training:
+            network.set_attn_implementation(attention.NAME)
 
 
 def text_of(tokenizer: Any, ids: Sequence[int], end: End) -> str:

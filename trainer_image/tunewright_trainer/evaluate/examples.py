@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunewright_trainer.train.data import IGNORED, Ints, Row, Rows, permutation
+from tunewright_trainer.train.data import IGNORED, Ints, Row, Rows, SourceTarget, permutation
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Example:
     @property
     def answer(self) -> Ints:
         """The right answer, with the tokens that end it."""
+        if isinstance(self.document, SourceTarget):
+            return self.document.labels
         learned = self.document.labels[self.answer_at :] != IGNORED
         answer: Ints = self.document.input_ids[self.answer_at :][learned]
         return answer
@@ -39,6 +41,8 @@ def chosen_examples(rows: Rows, *, pairs: bool, most: int, seed: int) -> list[Ex
 
 
 def _example(row: Row, number: int, *, pairs: bool) -> Example:
+    if isinstance(row, SourceTarget):
+        return Example(row, len(row.input_ids))
     found = _document(row, number)
     return Example(found, _last_answer(found.labels), _document(row, 1) if pairs else None)
 

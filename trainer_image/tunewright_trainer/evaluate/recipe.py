@@ -16,6 +16,7 @@ from tunewright_crds.method import Examples, Objective
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, evaluation_key
 from tunewright_crds.tuned_model import Kind
+from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.evaluate import examples as questions
 from tunewright_trainer.evaluate.answers import answers, text_of
 from tunewright_trainer.evaluate.comparison import Task, compare, measured
@@ -84,12 +85,14 @@ class Evaluation:
         self.pad = next(token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if token is not None)
         self.context = _context(base) or int(self.tokenizer.model_max_length)
         pairs, seed = self.spec.method.examples is Examples.PREFERENCES, self.spec.hyperparameters.seed
-        plain = questions.chosen_examples(Rows(data / "test"), pairs=pairs, most=self.wanted.max_examples, seed=seed)
+        plain = questions.chosen_examples(
+            Rows(data / "test", seq2seq=is_seq2seq(base)), pairs=pairs, most=self.wanted.max_examples, seed=seed
+        )
         if not plain:
             raise Refusal(
                 FailureCode.DATA_EMPTY, "no row is left to test with; the data report says what was dropped", param="spec.dataset"
             )
-        shown = questions.shots(Rows(data / "train"), max(self.wanted.few_shot), pairs=pairs, seed=seed)
+        shown = questions.shots(Rows(data / "train", seq2seq=is_seq2seq(base)), max(self.wanted.few_shot), pairs=pairs, seed=seed)
         self.tasks = {name: self._task(plain, shown[:count]) for name, count in self.wanted.tasks.items()}
 
     def _task(self, plain: list[questions.Example], shown: Sequence[Any]) -> list[questions.Example]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -31,6 +31,8 @@ class Conversation:
     rejected: tuple[Message, ...] = ()
     """In a pair of preferences: what was found worse than `messages` from number `shared` on. What comes before is the prompt of both, and only read."""
     shared: int = 0
+    instruction: str = field(default="", compare=False)
+    """The beginning of the last question, where it says what is to be done, and an empty line and the input follow; empty where nobody knows."""
     desirable: bool | None = None
     """Whether the last answer is marked as a good one; None where nobody says."""
 
@@ -41,6 +43,14 @@ class Conversation:
             return (self,)
         sides = (self.messages, (*self.messages[: self.shared], *self.rejected))
         return tuple(Conversation(messages, self.tools, self.read_only, group=self.group) for messages in sides)
+
+    def exchanges(self, *, last: bool) -> "tuple[Conversation, ...]":
+        """Each answer that is learned with all that comes before it, of which nothing is learned; or the last one only."""
+        found = []
+        for at in self.answers[-1:] if last else self.answers:
+            before = frozenset(number for number in range(at) if self.messages[number]["role"] == "assistant")
+            found.append(Conversation(self.messages[: at + 1], self.tools, before, group=self.group, instruction=self.instruction))
+        return tuple(found) or (self,)
 
     @property
     def answers(self) -> list[int]:
@@ -74,7 +84,9 @@ class Conversation:
         messages, rejected = (
             tuple({**message, "content": clean_text(message["content"])} for message in part) for part in (self.messages, self.rejected)
         )
-        return Conversation(messages, self.tools, self.read_only, clean_text(self.text), self.group, rejected, self.shared, self.desirable)
+        instruction = clean_text(self.instruction)
+        text = clean_text(self.text)
+        return Conversation(messages, self.tools, self.read_only, text, self.group, rejected, self.shared, instruction, self.desirable)
 
     def every_text(self) -> list[str]:
         """Everything that a template may show, names of roles among it: also the calls of tools, and what describes these."""
@@ -83,7 +95,9 @@ class Conversation:
     def rewritten(self, change: Callable[[str], str]) -> "Conversation":
         """Each of `every_text` changed."""
         messages, rejected, tools = (tuple(_rewritten(one, change) for one in part) for part in (self.messages, self.rejected, self.tools))
-        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared, self.desirable)
+        # Where the instruction ends after a change nobody knows, unless there is none.
+        kept = self.instruction if any(one["content"].startswith(self.instruction) for one in messages) else ""
+        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared, kept, self.desirable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +170,14 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def exchange(question: str, answer: str, *, before: tuple[Message, ...] = ()) -> Conversation:
-    """One question and its answer, after what was said before."""
-    return Conversation((*before, user(question), assistant(answer)))
+def exchange(question: str, answer: str, *, before: tuple[Message, ...] = (), instruction: str = "") -> Conversation:
+    """One question and its answer, after what was said before. The question may begin with an `instruction`."""
+    return Conversation((*before, user(question), assistant(answer)), instruction=instruction)
+
+
+def instructed(instruction: str, given: str, answer: str, *, before: tuple[Message, ...] = ()) -> Conversation:
+    """An instruction with an input, which may be empty, and the answer."""
+    return exchange(paragraphs(instruction, given), answer, before=before, instruction=instruction if instruction.strip() else "")
 
 
 def pair(

@@ -1,7 +1,7 @@
 """From conversations to token ids and labels: a label where a token is learned, `IGNORED` elsewhere. A pair of preferences is one example of two documents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from tunewright_trainer.prepare.template import ID_BYTES, as_bytes, tokenize
 from tunewright_trainer.prepare.words import words
 
 IGNORED: Final = -100
+INSTRUCTION: Final = -101  # the same, of the tokens that a hypernetwork reads and not the model itself
 
 OVERLONG: Final = "longer than maxLength"
 
@@ -41,10 +42,14 @@ class Encoded:
     truncated: int
     signatures: Signatures | None = None
     """[examples, PERMUTATIONS], where near duplicates are looked for."""
+    parts: Longs = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """[examples], in tokens: of what an encoder-decoder learns, the longest of source, target and instruction; empty for other models."""
 
     @property
     def longest(self) -> Longs:
-        """[examples], in tokens: the longest document of each."""
+        """[examples], in tokens: the longest part of each that the model reads by itself."""
+        if len(self.parts):
+            return self.parts
         return np.maximum(self.chosen, self.lengths - self.chosen) if len(self.chosen) else self.lengths
 
     def example(self, number: int) -> tuple[Ints, Ints]:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 from tunewright_crds.dataset import Overlong, TrainOn
 from tunewright_trainer.prepare.conversation import Conversation
 from tunewright_trainer.prepare.encode import Encoded, Encoder
+from tunewright_trainer.prepare.sequences import InstructedEncoder, SequenceEncoder
 from tunewright_trainer.prepare.template import load_tokenizer
 from tunewright_trainer.process import do_without
 
@@ -31,9 +32,14 @@ class Recipe(NamedTuple):
     longest: int
     overlong: Overlong
     near: bool
+    seq2seq: bool
+    instructed: bool
 
     def encoder(self) -> Encoder:
         tokenizer = load_tokenizer(self.tokenizer)
+        if self.seq2seq:
+            encoder = InstructedEncoder if self.instructed else SequenceEncoder
+            return encoder(tokenizer, self.template, longest=self.longest, overlong=self.overlong, near=self.near)
         return Encoder(tokenizer, self.template, train_on=self.train_on, longest=self.longest, overlong=self.overlong, near=self.near)
 
 

@@ -10,7 +10,18 @@ from typing import Final
 
 from tunewright_crds.dataset import DataFormat
 from tunewright_trainer.prepare import chat, trees
-from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, assistant, exchange, paragraphs, system, user
+from tunewright_trainer.prepare.conversation import (
+    Conversation,
+    Drop,
+    Message,
+    RowError,
+    assistant,
+    exchange,
+    instructed,
+    paragraphs,
+    system,
+    user,
+)
 from tunewright_trainer.prepare.fields import Fields
 
 Found = Iterable[Conversation | Drop]
@@ -31,11 +42,11 @@ class Format:
 
 def _alpaca(fields: Fields) -> Found:
     """Stanford Alpaca's keys, with `system` and `history` as LLaMA-Factory has them: history is a list of [question, answer]."""
-    question = paragraphs(fields.text("instruction"), fields.optional("input"))
-    if not question:
+    instruction, given = fields.text("instruction"), fields.optional("input")
+    if not paragraphs(instruction, given):
         raise RowError(fields.name("instruction"), "is empty")
     before = (*_system(fields), *_history(fields))
-    return [exchange(question, answer, before=before) for answer in fields.several("output")]
+    return [instructed(instruction, given, answer, before=before) for answer in fields.several("output")]
 
 
 def _history(fields: Fields) -> Iterator[Message]:
@@ -50,7 +61,7 @@ def _history(fields: Fields) -> Iterator[Message]:
 
 
 def _dolly(fields: Fields) -> Found:
-    yield exchange(paragraphs(fields.filled("instruction"), fields.optional("context")), fields.text("response"))
+    yield instructed(fields.filled("instruction"), fields.optional("context"), fields.text("response"))
 
 
 def _prompt_completion(fields: Fields) -> Found:
@@ -87,8 +98,8 @@ def _natural_instructions(fields: Fields) -> Found:
         if said.strip().lower() not in _OPTIONAL_PROMPTS:
             parts.append(said if key == "Prompt" else f"{key}: {said}")
     for instance in fields.objects("Instances"):
-        question = paragraphs(*parts, instance.optional("input"))
-        yield from (exchange(question, answer) for answer in instance.several("output"))
+        given = instance.optional("input")
+        yield from (instructed(paragraphs(*parts), given, answer) for answer in instance.several("output"))
 
 
 def _instances(fields: Fields) -> Found:
@@ -105,7 +116,9 @@ def _instance(instance: Fields, instruction: str) -> Conversation:
     question = instance.optional("instruction_with_input") or paragraphs(instruction, instance.optional("input"))
     limits = instance.optional("constraints")
     limits = "" if limits.strip().lower() in _OPTIONAL_PROMPTS else limits
-    return exchange(paragraphs(question, limits), instance.text("output"))
+    return exchange(
+        paragraphs(question, limits), instance.text("output"), instruction=instruction if question.startswith(instruction) else ""
+    )
 
 
 def _exam(fields: Fields) -> Found:

@@ -39,6 +39,11 @@ class KeyFile(RecordFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path, KEY, chunk=CHUNK)
 
+    def places(self, numbers: Longs) -> Records:
+        """Where examples are from, and their groups: the same for the exchanges of one conversation."""
+        whole = np.memmap(self.path, KEY, mode="r", shape=(self.count,))
+        return np.array(whole[["source", "file", "line", "group"]][numbers])
+
     def join(self, pairs: Longs) -> None:
         """Make one group of the groups of each pair of examples."""
         whole = np.memmap(self.path, KEY, mode="r+", shape=(self.count,))
@@ -50,10 +55,13 @@ class KeyFile(RecordFile):
         whole.flush()
 
 
-def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *, near: Longs | None = None) -> Fates:
+def fates(
+    keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *, near: Longs | None = None, exchanges: bool = False
+) -> Fates:
     """What becomes of each example. `tell` hears of those that are dropped: the reason, and keys of some of them, in order.
 
     `near` [pairs, 2] are numbers of examples that are nearly the same: the later ones are dropped if the job says so, and else stay with the earlier ones.
+    `exchanges`: the examples are exchanges of conversations, and none is dropped for being nearly the same as an earlier one of its own conversation.
     """
     found = np.empty(keys.count, dtype=np.uint8)
     if not keys.count:
@@ -63,7 +71,10 @@ def fates(keys: KeyFile, options: Dataset, tell: Callable[[str, Keys], None], *,
     if options.cleaning.deduplicate:
         _drop(keys, found, _duplicates(keys), lambda dropped: tell("duplicate", dropped))
     if near is not None and options.cleaning.near_duplicates.enabled:
-        later = np.flatnonzero((clusters(near, keys.count) != np.arange(keys.count)) & (found != DROPPED))
+        first = clusters(near, keys.count)
+        later = np.flatnonzero((first != np.arange(keys.count)) & (found != DROPPED))
+        if exchanges:
+            later = later[keys.places(later) != keys.places(first[later])]
         _drop(keys, found, later, lambda dropped: tell("nearly the same as an earlier row", dropped))
     _drop(keys, found, _leaks(keys, found), lambda dropped: tell("same prompt as a held-out row", dropped))
     if near is not None and len(near):

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import Architecture
 from tunewright_crds.pod import PodConfig
+from tunewright_trainer.architecture import architecture_of, check_seq2seq, check_stated
 from tunewright_trainer.plan.shapes import PARAM, Weight, parse_config, read_shapes
 from tunewright_trainer.storage import ObjectMissing, Place, fetch_files, open_model
 from tunewright_trainer.storage.folders import sha256_of
@@ -32,11 +34,18 @@ class BaseModel:
 
     @property
     def context(self) -> int | None:
-        """Longest text in tokens that its positions allow, if it says."""
+        """Longest text in tokens that its positions allow, if it says; relative positions, as T5 has them, allow any."""
+        if "relative_attention_num_buckets" in self.config:
+            return None
         inner = self.config.get("text_config")
         both = {**(inner if isinstance(inner, dict) else {}), **self.config}
         found = [both[key] for key in _CONTEXT_KEYS if isinstance(both.get(key), int) and both[key] > 0]
         return found[0] if found else None
+
+    @property
+    def seq2seq(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder answers."""
+        return architecture_of(self.config) is Architecture.SEQ2SEQ
 
     @property
     def vocabulary(self) -> int | None:
@@ -72,12 +81,19 @@ def _is_small(name: str) -> bool:
     return name.endswith(_SMALL) and not name.endswith(".safetensors.index.json")
 
 
-def check_causal(model: BaseModel) -> None:
-    """Refuse a model that is not a causal language model known to transformers."""
+def check_supported(model: BaseModel, wanted: Architecture) -> None:
+    """Refuse a model of another kind than is `wanted`, or that is no language model known to transformers."""
+    if check_stated(wanted, model.config) is Architecture.SEQ2SEQ:
+        check_seq2seq(model.config, param=PARAM)
+    else:
+        _check_causal(model)
+
+
+def _check_causal(model: BaseModel) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = model.config.get("model_type")
-    if model.config.get("is_encoder_decoder") or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         said = f"model_type {str(kind)[:64]!r}" if kind else "a config.json without model_type"
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED,

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import orjson
 
-from tunewright_crds.dataset import Overlong, Split
+from tunewright_crds.dataset import Overlong, Split, TrainOn
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_trainer.prepare.conversation import Conversation, Drop
 from tunewright_trainer.prepare.encode import OVERLONG, Encoded
@@ -67,7 +67,16 @@ class Reader:
 
     def _encode(self, pieces: Sequence[Piece]) -> None:
         task = self._task
-        recipe = Recipe(task.model.folder, task.template, self._options.train_on, task.longest, self._options.overlong, task.compares)
+        recipe = Recipe(
+            task.model.folder,
+            task.template,
+            self._options.train_on,
+            task.longest,
+            self._options.overlong,
+            near=task.compares,
+            seq2seq=task.seq2seq,
+            instructed=task.instructed,
+        )
         processes = thread_count(task.config.spec.resources.cpu)
         size = sum(task.sources[piece.source].files[file].size for piece in pieces for file in piece.files)
         with Progress("reading", size) as progress:
@@ -88,9 +97,10 @@ class Reader:
                 if isinstance(found, Drop):
                     self._drops.add(found.reason, read)
                     continue
-                reads.append(read)
-                batch.append(found)
-                if len(batch) == BATCH:
+                for one in found.exchanges(last=self._options.train_on is TrainOn.LAST_RESPONSE) if self._task.seq2seq else (found,):
+                    reads.append(read)
+                    batch.append(one)
+                if len(batch) >= BATCH:
                     yield (reads, self._keys_of(source, reads, batch)), batch
                     reads, batch = [], []
             if batch:

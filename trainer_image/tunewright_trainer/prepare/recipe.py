@@ -11,6 +11,7 @@ import orjson
 
 from tunewright_crds.dataset import DatasetStatus, Split
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.job import Architecture
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, dataset_key
 from tunewright_trainer.config import is_local
@@ -19,7 +20,7 @@ from tunewright_trainer.plan import plan, refuse, table
 from tunewright_trainer.prepare.conversation import Drop
 from tunewright_trainer.prepare.drops import DROPS, Drops
 from tunewright_trainer.prepare.keys import DROPPED, SPLITS, KeyFile, Keys, copies, fates
-from tunewright_trainer.prepare.model import BaseModel, check_causal
+from tunewright_trainer.prepare.model import BaseModel
 from tunewright_trainer.prepare.near import SignatureFile
 from tunewright_trainer.prepare.progress import Progress
 from tunewright_trainer.prepare.reading import EXAMPLES, KEYS, SIGNATURES, Reader
@@ -53,7 +54,7 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
             return plan_memory(config, task.model, found, outcome)
         if found is not None:
             store.delete(join(key, entry["name"]) for entry in found["files"])
-        check_causal(task.model)
+        task.check()
         work_on = _Preparation(task, work=work, store=store, key=key)
         outcome.dataset = work_on.status
         try:
@@ -69,6 +70,9 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
 
 def plan_memory(config: PodConfig, model: BaseModel, manifest: dict[str, Any], outcome: Outcome) -> Outcome:
     """Tell how much memory training will take, now that the data is there. Raises `MemoryTooSmall` where it will not fit: before a GPU is asked for."""
+    if model.seq2seq:
+        log.info("the memory of encoder-decoders is not planned")
+        return outcome
     outcome.memory = plan(config, model.weights, model.config, manifest)
     log.info("%s", table(outcome.memory))
     if not is_local(config):
@@ -142,9 +146,18 @@ class _Preparation:
         if self.task.compares:
             signatures = joined([SignatureFile(part / SIGNATURES) for part in parts])
             near = signatures.pairs(self.options.cleaning.near_duplicates.threshold)
-        found = fates(keys, self.options, self._drop_all, near=near)
+        found = fates(keys, self.options, self._drop_all, near=near, exchanges=self.task.seq2seq)
         taken = 0
-        writers = [SplitWriter(self.folder / split.value, self.options, pairs=self.task.pairs or self.task.unpaired) for split in SPLITS]
+        writers = [
+            SplitWriter(
+                self.folder / split.value,
+                self.options,
+                pairs=self.task.pairs or self.task.unpaired,
+                seq2seq=self.task.seq2seq,
+                instructed=self.task.instructed,
+            )
+            for split in SPLITS
+        ]
         times = copies(keys, found, [source.spec.weight for source in self.sources], self._drop_all)
         with Progress("writing", int(times[found != DROPPED].sum())) as progress:
             for before in range(times.max(initial=1)):
@@ -211,6 +224,7 @@ class _Preparation:
             "options": depends["options"],
             "seed": self.task.seed,
             "chatTemplate": self.task.template,
+            "architecture": (Architecture.SEQ2SEQ if self.task.seq2seq else Architecture.CAUSAL).value,
             "objective": self.task.config.spec.method.objective.value,
             "splits": self.findings.told_splits(),
             "licenses": self.status.licenses,

@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 
 from tunewright_crds.dataset import DatasetStatus, Split
+from tunewright_crds.job import Architecture
 from tunewright_crds.method import Examples
 from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
@@ -32,6 +33,7 @@ class Findings:
         self.options = task.options
         self.longest = task.longest
         self.objective = task.config.spec.method.objective
+        self.seq2seq = task.seq2seq
         self.examples = task.config.spec.method.examples
         self.drops = drops
         self.cleaner = Cleaner(task.options.cleaning)
@@ -94,9 +96,10 @@ class Findings:
     def facts(self) -> dict[str, Any]:
         """The report as data."""
         train = self.splits.get(Split.TRAIN.value, Written())
-        packs = self.options.packing and self.examples is Examples.CONVERSATIONS
+        packs = self.options.packing and self.examples is Examples.CONVERSATIONS and not self.seq2seq
         facts = {
             "objective": self.objective.value,
+            "architecture": (Architecture.SEQ2SEQ if self.seq2seq else Architecture.CAUSAL).value,
             "examples": self.examples.value,
             "dataset": self.status.model_dump(mode="json", by_alias=True, exclude={"reused", "report_uri"}),
             "sources": [
@@ -225,6 +228,6 @@ def _shown(found: Encoded, number: int, tokenizer: Any) -> list[dict[str, Any]]:
 
 def _sample(ids: Ints, labels: Ints, tokenizer: Any) -> list[dict[str, Any]]:
     """An example as text, in pieces that are learned or not."""
-    learned = labels != IGNORED
+    learned = labels >= 0
     cuts = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist(), len(learned)]
     return [{"text": tokenizer.decode(ids[start:end].tolist()), "learned": bool(learned[start])} for start, end in itertools.pairwise(cuts)]

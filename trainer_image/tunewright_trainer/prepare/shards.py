@@ -10,7 +10,6 @@ from typing import NamedTuple
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import dataset_key
 from tunewright_trainer.prepare.drops import DROPS, Drops
-from tunewright_trainer.prepare.model import check_causal
 from tunewright_trainer.prepare.reading import Reader
 from tunewright_trainer.prepare.report import Findings
 from tunewright_trainer.prepare.sources import shares
@@ -49,7 +48,7 @@ def prepare_shard(config: PodConfig, number: int, *, work: Path, store: Store) -
     if read_manifest(store, dataset) is not None or read_manifest(store, key) is not None:
         log.info("%s was read before", shard)
         return Outcome()
-    check_causal(task.model)
+    task.check()
     folder = work / "shard"
     work.mkdir(parents=True, exist_ok=True)
     drops = Drops(work / DROPS, task.sources)

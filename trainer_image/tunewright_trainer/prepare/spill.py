@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright_crds.dataset import Dataset
-from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints, Longs
+from tunewright_trainer.prepare.encode import IGNORED, INSTRUCTION, Encoded, Ints, Longs
 from tunewright_trainer.prepare.keys import SPLITS, Fates
 from tunewright_trainer.prepare.pack import best_fit_decreasing
 
@@ -21,6 +21,7 @@ MAX_FILE_BYTES: Final = 512 * 2**20
 _TOKENS: Final = pa.list_(pa.int32())
 _WRITTEN: Final = pa.schema([("input_ids", _TOKENS), ("labels", _TOKENS)])
 _PACKED: Final = _WRITTEN.append(pa.field("lengths", _TOKENS))
+_INSTRUCTED: Final = _WRITTEN.append(pa.field("instruction", _TOKENS))
 _PAIRS: Final = _WRITTEN.append(pa.field("chosen", pa.int32()))
 
 
@@ -96,14 +97,19 @@ class Written:
 
 
 class SplitWriter:
-    """Writes a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples. Pairs are a row each."""
+    """Writes a split's rows as Arrow files that `datasets.Dataset.from_file` opens; nothing where it has no examples.
 
-    def __init__(self, folder: Path, options: Dataset, *, pairs: bool) -> None:
+    Pairs are a row each, and so are sources with their targets (`seq2seq`).
+    """
+
+    def __init__(self, folder: Path, options: Dataset, *, pairs: bool, seq2seq: bool = False, instructed: bool = False) -> None:
         self.written = Written()
         self._pairs = pairs
-        self._packing = options.packing and not pairs
+        self._seq2seq = seq2seq
+        self._instructed = instructed
+        self._packing = options.packing and not pairs and not seq2seq
         self._capacity = options.max_length
-        self._files = _Files(folder, _PACKED if self._packing or pairs else _WRITTEN)
+        self._files = _Files(folder, _PACKED if self._packing or pairs else _INSTRUCTED if instructed else _WRITTEN)
         self._waiting: list[Examples] = []
         self._examples = self._tokens = 0
 
@@ -128,17 +134,21 @@ class SplitWriter:
         window = Examples.joined(self._waiting)
         lengths = window.lengths
         bins = best_fit_decreasing(lengths.tolist(), self._capacity) if self._packing else None
-        self._files.write(_packed(window, bins) if bins is not None else _paired(window) if self._pairs else _plain(window))
+        if bins is not None:
+            table = _packed(window, bins)
+        else:
+            table = _paired(window) if self._pairs else _sourced(window, instructed=self._instructed) if self._seq2seq else _plain(window)
+        self._files.write(table)
         self._measure(window, bins)
         self.written.examples += len(lengths)
         self.written.rows += len(lengths) if bins is None else len(bins)
         self.written.tokens += len(window.ids)
-        self.written.trainable_tokens += int((window.labels != IGNORED).sum())
+        self.written.trainable_tokens += int((window.labels >= 0).sum())
         self._waiting, self._examples, self._tokens = [], 0, 0
 
     def _measure(self, window: Examples, bins: Sequence[Sequence[int]] | None) -> None:
         """Note the longest row, and the most that is learned of one: what memory is planned with."""
-        learned = np.add.reduceat(window.labels != IGNORED, np.cumsum([0, *window.lengths[:-1]]), dtype=np.int64)
+        learned = np.add.reduceat(window.labels >= 0, np.cumsum([0, *window.lengths[:-1]]), dtype=np.int64)
         lengths = window.lengths
         if bins is not None:
             lengths, learned = (np.array([column[row].sum() for row in bins]) for column in (lengths, learned))
@@ -156,6 +166,20 @@ def _paired(window: Examples) -> Any:
     both = np.stack([window.chosen, window.lengths - window.chosen], axis=1).astype(np.int32)
     twice = np.full(len(both), 2, dtype=np.int64)
     return pa.table([*_lists(window.lengths, window.ids, window.labels), *_lists(twice, both.ravel())], schema=_PACKED)
+
+
+def _sourced(window: Examples, *, instructed: bool) -> Any:
+    """A row for each example of an encoder-decoder, with columns input_ids [tokens of the source] and labels [tokens of the target], and where instructions
+    stand apart also instruction [its tokens]."""
+    starts = np.concatenate([[0], np.cumsum(window.lengths)[:-1]])
+
+    def part(mask: Any, values: Ints) -> list[Any]:
+        return _lists(np.add.reduceat(mask, starts, dtype=np.int64), values[mask])
+
+    columns = part(window.labels == IGNORED, window.ids) + part(window.labels >= 0, window.labels)
+    if instructed:
+        columns += part(window.labels == INSTRUCTION, window.ids)
+    return pa.table(columns, schema=_INSTRUCTED if instructed else _WRITTEN)
 
 
 def _packed(window: Examples, bins: Sequence[Sequence[int]]) -> Any:

@@ -9,9 +9,11 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds.dataset import Dataset, Split
-from tunewright_crds.method import Examples
+from tunewright_crds.job import Architecture
+from tunewright_crds.method import Examples, Tuner
 from tunewright_crds.pod import PodConfig
-from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
+from tunewright_trainer.architecture import check_hint, check_method
+from tunewright_trainer.prepare.model import BaseModel, check_supported, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
 from tunewright_trainer.prepare.template import chat_template
 
@@ -67,6 +69,24 @@ class Task:
         return self.config.spec.method.examples is Examples.PROMPTS
 
     @property
+    def seq2seq(self) -> bool:
+        """Whether the examples are sources with their targets."""
+        return self.model.seq2seq
+
+    @property
+    def instructed(self) -> bool:
+        """Whether instructions stand apart from their inputs."""
+        return self.config.spec.method.tuner is Tuner.HINT
+
+    def check(self) -> None:
+        """Refuse a model that cannot be tuned, or not in this way."""
+        check_supported(self.model, self.config.spec.model.architecture)
+        if self.seq2seq:
+            check_method(self.config.spec)
+        if self.instructed:
+            check_hint(self.model.config)
+
+    @property
     def seed(self) -> int:
         return self.config.spec.hyperparameters.seed
 
@@ -89,6 +109,7 @@ class Task:
         if self.prompts or self.unpaired:
             examples = {"examples": self.config.spec.method.examples.value}
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
+        architecture = {"architecture": Architecture.SEQ2SEQ.value, "instructed": self.instructed} if self.seq2seq else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {
             "version": DATA_VERSION,
@@ -98,6 +119,7 @@ class Task:
             "template": self.template,
             "model": self.model.hashes,
             **examples,
+            **architecture,
             **held_out,
             **commit,
         }

@@ -9,6 +9,7 @@ from typing import Any, Final
 import jinja2
 
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.prepare.conversation import Message
 
 DEFAULT_CHAT_TEMPLATE: Final = (
@@ -18,6 +19,17 @@ DEFAULT_CHAT_TEMPLATE: Final = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 
+SEQ2SEQ_CHAT_TEMPLATE: Final = (
+    "{% set asked = messages[:-1] if messages[-1]['role'] == 'assistant' else messages %}{{ bos_token }}"
+    "{% if tools %}Tools:\n{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}\n{% endif %}"
+    "{% for message in asked %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{% if asked | length > 2 %}{{ message['role'] + ': ' }}{% endif %}{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}{{ call['function'] | tojson }}{% endfor %}{% endfor %}{{ eos_token }}"
+    "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }}"
+    "{% for call in messages[-1]['tool_calls'] or [] %}{{ call['function'] | tojson }}{% endfor %}{{ eos_token }}{% endif %}"
+)
+"""For encoder-decoders: the bare prompt, as they were trained on, and who says what only where several messages come before the answer. Behind the prompt,
+which ends as an encoder's text does, stands the answer."""
 
 RENDER_ERRORS: Final = (jinja2.TemplateError, TypeError, KeyError, ValueError, IndexError)
 """What a template raises at messages that it was not written for."""
@@ -33,7 +45,7 @@ class Unrenderable(Exception):
 
 
 def chat_template(folder: Path, job_template: str = "") -> str:
-    """The template of a model in `folder`: the job's, else the model's own, else `DEFAULT_CHAT_TEMPLATE`. Loads no library."""
+    """The template of a model in `folder`: the job's, else the model's own, else the plain one for its architecture. Loads no library."""
     if job_template:
         return job_template
     file = folder / "chat_template.jinja"
@@ -43,7 +55,9 @@ def chat_template(folder: Path, job_template: str = "") -> str:
     own = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
     if isinstance(own, list):  # several by name, of which one is for plain conversations
         own = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}.get("default")
-    return own if isinstance(own, str) and own else DEFAULT_CHAT_TEMPLATE
+    if isinstance(own, str) and own:
+        return own
+    return SEQ2SEQ_CHAT_TEMPLATE if is_seq2seq(folder) else DEFAULT_CHAT_TEMPLATE
 
 
 def load_tokenizer(folder: Path) -> Any:

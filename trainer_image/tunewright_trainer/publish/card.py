@@ -41,6 +41,16 @@ _JUDGE: Final = (
     "`AutoModelForSequenceClassification` (num_labels=1), render the conversation with the chat template, and read the one logit. Only differences between "
     "answers to one prompt mean something.\n\nReward model"
 )
+_HYPERNETWORK: Final = (
+    "A hypernetwork (HINT: Ivison et al. 2023, arXiv:2212.10315): it reads an instruction once and writes weights for its base, which then answers inputs. "
+    "It is asked from Python with `tunewright_trainer.train.hint`, all as token ids of texts that the chat template renders. No other program reads it, and no engine serves it.\n\nHypernetwork"
+)
+_ENCODER_DECODER: Final = "An encoder-decoder that is instruction-tuned; transformers loads it with `AutoModelForSeq2SeqLM`.\n\nTuned model"
+
+_HYPERNETWORK_LOADED: Final = """from tunewright_trainer.train import hint
+
+network = hint.load(BASE_FOLDER, ".")  # the folder of {base}
+answers = hint.generate(network, instructions, inputs)  # token ids"""
 
 # How each kind is loaded. {base} is the base's address; the files are in this folder.
 _LOADED: Final = {
@@ -72,26 +82,41 @@ _SERVED: Final = {
     "merge": "Tunewright's own engine, PEFT; vLLM once it is merged (`output.formats: [merged]`)",
     "transformers": "Tunewright's own engine, PEFT; it can be neither merged nor converted to LoRA",
 }
+_SEQ2SEQ_SERVED: Final = {
+    "adapter": "Tunewright's own engine, PEFT",
+    "merged": "Tunewright's own engine, transformers",
+    "full": "Tunewright's own engine, transformers",
+}
 _LIBRARIES: Final = {"adapter": "peft", "onnx": "onnx", "gguf": "gguf"}
 
 
-def model_card(source: dict[str, Any], metrics: dict[str, float], spec: JobSpec) -> str:
-    """Markdown with the Hub's front matter. ``source`` is the artefact's lineage, ``spec`` that of the job."""
+def model_card(
+    source: dict[str, Any], metrics: dict[str, float], spec: JobSpec, *, seq2seq: bool = False, hypernetwork: bool = False
+) -> str:
+    """Markdown with the Hub's front matter. ``source`` is the artefact's lineage, ``spec`` that of the job.
+
+    ``seq2seq``: it is an encoder-decoder; ``hypernetwork``: the adapter is one that writes weights for it.
+    """
     base, job, kind = source["base"], source["job"], source["kind"]
     licenses = source["licenses"] or ["not stated"]
     rows = "\n".join(f"| {name} | {metrics[name]:.6g} |" for name in _TOLD if name in metrics)
     judge = source["objective"] == "reward"
-    task = "text-classification" if judge else "text-generation"
-    what = _JUDGE if judge else "An instruction-tuned model"
+    task = "text-classification" if judge else "text2text-generation" if seq2seq else "text-generation"
+    what = _JUDGE if judge else _HYPERNETWORK if hypernetwork else _ENCODER_DECODER if seq2seq else "An instruction-tuned model"
     of_data = [f"InstructionDataset `{spec.dataset.ref}`"] if spec.dataset.ref else [f"`{one.uri}`" for one in spec.dataset.sources]
     template = (
         "The chat template that the model was tuned with is in the file."
         if kind == "gguf"
         else "The chat template in `chat_template.jinja` is the one that the model was tuned with."
     )
+    library = "tunewright" if hypernetwork else _LIBRARIES.get(kind, "transformers")
+    served = "no engine yet" if hypernetwork else _SEQ2SEQ_SERVED[kind] if seq2seq else _SERVED[source["servability"]]
+    loaded = _HYPERNETWORK_LOADED if hypernetwork else _LOADED.get(kind, _WHOLE)
+    if seq2seq:
+        loaded = loaded.replace("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     return f"""---
 base_model: {base}
-library_name: {_LIBRARIES.get(kind, "transformers")}
+library_name: {library}
 pipeline_tag: {task}
 tags: [tunewright, instruction-tuning]
 ---
@@ -103,7 +128,7 @@ tags: [tunewright, instruction-tuning]
 - Job: `{job["namespace"]}/{job["name"]}` (`{job["uid"]}`), step {source["step"]}
 - Objective: {_OBJECTIVES[source["objective"]]}
 - Data: {", ".join(of_data)}; as prepared: `{source["dataset"]}`; licences: {", ".join(licenses)}
-- Served by: {_SERVED[source["servability"]]}
+- Served by: {served}
 - Libraries: {", ".join(f"{name} {number}" for name, number in source["libraries"].items())}
 
 | metric | last value |
@@ -114,7 +139,7 @@ tags: [tunewright, instruction-tuning]
 
 ## Load it
 
-{_fenced(_LOADED.get(kind, _WHOLE).format(base=base), "sh" if kind == "gguf" else "python")}
+{_fenced(loaded.format(base=base), "sh" if kind == "gguf" else "python")}
 
 ## The job that made it
 

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 
+from tunewright_trainer.architecture import auto_model
+from tunewright_trainer.train import attention, hint
 from tunewright_trainer.train.model import HEAD, Tuned
 
 TOKENIZER_FILES: Final = (
@@ -67,12 +69,18 @@ def _name_base(folder: Path, base_uri: str) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def write_hypernetwork(tuned: Tuned, folder: Path, *, base_uri: str) -> None:
+    """The layout of `tunewright_trainer.train.hint`, which no other program reads."""
+    hint.save(tuned.network, folder, base_uri=base_uri)
+
+
 def write_whole(network: Any, folder: Path, *, dtype: torch.dtype) -> None:
     """Safetensors and config.json of a whole model, in the base's own precision. Training's attention is not written: no other program has it.
 
     Rounds ``network`` itself, to hold it in memory once.
     """
-    network.config._attn_implementation = "sdpa"
+    if network.config._attn_implementation == attention.NAME:
+        network.config._attn_implementation = "sdpa"
     rounded(network, dtype).save_pretrained(folder)
 
 
@@ -92,10 +100,9 @@ def merged(tuned: Tuned, base_folder: Path) -> Any:
     if not getattr(tuned.network, "is_quantized", False):
         return tuned.peft.merge_and_unload()
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
     adapter = {name: weight.detach() for name, weight in tuned.trainable.items() if not name.startswith(f"{HEAD}.")}
-    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    base = auto_model(base_folder).from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     wrapped = get_peft_model(base.to(tuned.device), tuned.peft.peft_config["default"])
     Tuned(network=base, peft=wrapped, device=tuned.device, compute=torch.float32, keeps_logits=False).load_weights(adapter)
     return wrapped.merge_and_unload()

@@ -19,6 +19,7 @@ from tunewright_crds.pod import PodConfig, Published
 from tunewright_crds.status import PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import FOR_OTHERS, Kind, Servability
+from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.exports import to_gguf, to_onnx
 from tunewright_trainer.prepare.template import chat_template
 from tunewright_trainer.publish import files, verify
@@ -165,14 +166,23 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path, *, c
         files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
     if result.config.spec.method.objective is Objective.REWARD:
         files.pad_with(folder, padding_of(result.base_folder)[1])
-    servable = _servability(kind, folder)
-    (folder / "README.md").write_text(
-        model_card(source | {"servability": servable.value}, result.metrics, result.config.spec), encoding="utf-8"
+    servable = _servability(result, kind, folder)
+    card = model_card(
+        source | {"servability": servable.value},
+        result.metrics,
+        result.config.spec,
+        seq2seq=is_seq2seq(result.base_folder),
+        hypernetwork=result.config.spec.method.tuner is Tuner.HINT,
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return servable
 
 
-def _servability(kind: Kind, folder: Path) -> Servability:
+def _servability(result: Result, kind: Kind, folder: Path) -> Servability:
+    if result.config.spec.method.tuner is Tuner.HINT:
+        return Servability.UNTOLD  # no engine serves it
+    if kind is Kind.ADAPTER and is_seq2seq(result.base_folder):
+        return Servability.TRANSFORMERS  # vLLM takes no adapters of encoder-decoders
     if kind is Kind.ADAPTER:
         return verdict(files.adapter_config(folder))
     return Servability.UNTOLD if kind in FOR_OTHERS else Servability.WHOLE
@@ -183,7 +193,8 @@ def _servability(kind: Kind, folder: Path) -> Servability:
 
 def _write_adapter(result: Result, folder: Path) -> tuple[float, float]:
     expected = result.asked.logits(result.tuned.network)
-    files.write_adapter(result.tuned, folder, base_uri=result.config.spec.model.uri)
+    write_it = files.write_adapter if result.tuned.peft is not None else files.write_hypernetwork
+    write_it(result.tuned, folder, base_uri=result.config.spec.model.uri)
     found = verify.adapter_logits(result.tuned, folder, result.asked)
     return verify.difference(expected, found), verify.SAME if result.tuned.compute is torch.float32 else verify.ROUNDED
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import torch
 
-from tunewright_trainer.train import attention
-from tunewright_trainer.train.data import Row
+from tunewright_trainer.train import attention, hint, seq2seq
+from tunewright_trainer.train.data import Padded, Row, SourceTarget, micro_batch
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reward_model import judged
 
@@ -22,16 +22,25 @@ _AGAIN: Final = "verified"
 
 
 class Probe:
-    """The first document of a row, as far as `PROBE_TOKENS`. ``autocast`` brings weights of several precisions together."""
+    """The first document of a row, as far as `PROBE_TOKENS`; of an encoder-decoder's row source and target, each as far.
+
+    ``autocast`` brings weights of several precisions together.
+    """
 
     def __init__(self, row: Row, autocast: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._autocast = autocast
         self.ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
+        self._row = row.shortened(PROBE_TOKENS) if isinstance(row, SourceTarget) else None
 
     @torch.no_grad()
     def logits(self, network: Any) -> torch.Tensor:
-        """Logits [tokens, vocabulary] in fp32; of a reward model its number at each token, [tokens, 1]."""
+        """Logits [tokens, vocabulary] in fp32; of an encoder-decoder for each token of the target, of a reward model its number at each token, [tokens, 1]."""
         network.eval()
+        if self._row is not None:
+            batch = micro_batch([self._row], network.device)
+            assert isinstance(batch, Padded)
+            with self._autocast():
+                return seq2seq.logits(network, batch).float().cpu()
         with attention.documents([self.ids.shape[1]]), self._autocast():
             ids = self.ids.to(network.device)
             if hasattr(network, "score"):
@@ -43,7 +52,13 @@ class Probe:
 
 def adapter_logits(tuned: Tuned, folder: Path, probe: Probe) -> torch.Tensor:
     """What an adapter's files give over the base in memory, which training has not changed. Leaves ``tuned`` as it was."""
-    assert tuned.peft is not None
+    if tuned.peft is None:
+        trained = getattr(tuned.network, hint.PART)
+        hint.load_hypernetwork(tuned.network, folder)
+        try:
+            return probe.logits(tuned.network)
+        finally:
+            tuned.network.add_module(hint.PART, trained)
     tuned.peft.load_adapter(folder, _AGAIN)
     tuned.peft.set_adapter(_AGAIN)
     try:

@@ -156,8 +156,7 @@ def _prompt_ids(engine: Engine, prompt: str | list[str] | list[int]) -> list[int
 def _check_length(engine: Engine, prompt: list[int], options: Options, param: str) -> None:
     if not prompt:
         raise ApiError(400, "the prompt is empty", param=param, code="invalid_value")
-    wanted = len(prompt) + (options.max_tokens or 1)
-    if wanted > engine.context:
+    if (options.max_tokens or 1) > engine.room(len(prompt)):
         raise ApiError(
             400,
             f"the model's context is {engine.context} tokens; the prompt has {len(prompt)} and the answer may have {options.max_tokens or 1}",

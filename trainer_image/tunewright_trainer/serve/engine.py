@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
 
+from tunewright_trainer.serve.decoding import Decoding, context_of, decoding
 from tunewright_trainer.serve.protocol import ApiError, Options
 from tunewright_trainer.serve.text import TextStream
 
@@ -24,7 +26,6 @@ log = logging.getLogger(__name__)
 
 MAX_RUNNING: Final = 8  # requests that hold a key-value cache at a time
 MAX_WAITING: Final = 64  # more are refused: they would time out before their turn
-PREFILL_TOKENS: Final = 512  # of a prompt read in one step: others get their turn between
 
 T = TypeVar("T")
 
@@ -76,13 +77,13 @@ class Request:
 
 
 class Engine:
-    """``network`` is a transformers causal model on its device; ``tokenizer`` belongs to it and to every adapter."""
+    """``network`` is a transformers model on its device, causal or with an encoder; ``tokenizer`` belongs to it and to every adapter."""
 
     def __init__(self, network: Any, tokenizer: Any, base: Served) -> None:
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.base = base
-        self.context = int(getattr(network.config, "max_position_embeddings", 0) or tokenizer.model_max_length)
+        self.context = context_of(network, tokenizer)
         self.adapters: dict[str, Served] = {}
         # All LoRA adapters, over one skeleton of the base; any other adapter has a wrapper and a skeleton of its own. Skeletons share the base's weights.
         self._loras: Any = None
@@ -106,6 +107,12 @@ class Engine:
     def open_requests(self) -> int:
         """Requests accepted and not finished."""
         return self._open
+
+    def room(self, prompt: int) -> int:
+        """Tokens that an answer to a prompt of so many may have; below 1 where the prompt itself is too long."""
+        if self.network.config.is_encoder_decoder:
+            return self.context if prompt <= self.context else 0
+        return self.context - prompt
 
     def find(self, model: str) -> Served:
         """The model of an id; `ApiError` 404."""
@@ -201,18 +208,16 @@ class Engine:
 
     def _generate(self, request: Request) -> Iterator[None]:
         """The steps of a generation: the prompt in chunks, then a token each."""
-        from transformers import DynamicCache
-
         options = request.options
-        cache = self._begin(request.served, DynamicCache(config=self.network.config))
+        under_way = self._decoding(request.served)
         pick = Sampler(options, self.network.device)
         text = TextStream(self.tokenizer, options.stops)
-        prompt = torch.tensor([list(request.prompt)], device=self.network.device)
         logits = torch.empty(0)
-        for chunk in torch.split(prompt, PREFILL_TOKENS, dim=1):
-            logits = self._forward(request.served, chunk, cache)
+        parts = under_way.read(request.prompt)
+        while (part := self._next(request.served, parts)) is not None:
+            logits = part
             yield
-        room = self.context - len(request.prompt) - request.served.virtual_tokens
+        room = self.room(len(request.prompt)) - request.served.virtual_tokens
         most = min(room, options.max_tokens or room)
         for count in range(1, most + 1):
             token = pick(logits)
@@ -227,15 +232,19 @@ class Engine:
                 break
             if shown:
                 request.emit(Piece(shown, count))
-            logits = self._forward(request.served, torch.tensor([[token]], device=self.network.device), cache)
+            self._network(request.served)
+            logits = under_way.go_on(token)
             yield
         request.emit(Piece(shown + text.rest(), most, "length"))
 
-    def _forward(self, served: Served, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits [vocabulary] of the token after ``ids``, in fp32; extends the cache."""
-        answer = self._network(served)(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits: torch.Tensor = answer.logits[0, -1].float()
-        return logits
+    def _decoding(self, served: Served) -> Decoding:
+        """A new generation by a model."""
+        return decoding(self._network(served), begin=partial(self._begin, served))
+
+    def _next(self, served: Served, parts: Iterator[torch.Tensor]) -> torch.Tensor | None:
+        """Read the next part of a prompt with the model asked for; None when all is read."""
+        self._network(served)
+        return next(parts, None)
 
     def _network(self, served: Served) -> Any:
         """The base with the model's adapter at work in it."""
@@ -282,10 +291,10 @@ class Engine:
 
     def _probe(self, served: Served) -> None:
         """One step must give numbers."""
-        from transformers import DynamicCache
-
-        first = torch.tensor([[self.tokenizer.eos_token_id or 0]], device=self.network.device)
-        logits = self._forward(served, first, self._begin(served, DynamicCache(config=self.network.config)))
+        if served.virtual_tokens and self.network.config.is_encoder_decoder:
+            raise ValueError("prompt learning is not served over an encoder-decoder")
+        logits = self._next(served, self._decoding(served).read([self.tokenizer.eos_token_id or 0]))
+        assert logits is not None
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("the adapter gives no finite logits")
 

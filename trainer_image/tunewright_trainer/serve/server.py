@@ -13,6 +13,7 @@ import uvicorn
 from tunewright_crds import names
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import StorageSettings
+from tunewright_trainer.architecture import auto_model
 from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.serve.adapters import Adapters
 from tunewright_trainer.serve.app import Draining, make_app
@@ -53,13 +54,12 @@ def open_base(uri: str, storage: StorageSettings) -> Place:
 
 def load_engine(folder: Path, *, model_id: str = names.ENGINE_BASE_ID, uri: str = "") -> Engine:
     """The engine over the model of a local folder; on the GPU if there is one."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     try:
-        network = AutoModelForCausalLM.from_pretrained(
+        network = auto_model(folder).from_pretrained(
             folder,
             dtype=torch.bfloat16 if on_gpu else torch.float32,
             attn_implementation="sdpa",

@@ -1,7 +1,7 @@
 """Prepared rows, their order, and the micro-batches made of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,36 @@ class Row:
         """Tokens that are learned: labels that have a token of the same document before them."""
         return int((_without_first(self.labels, self.lengths) != IGNORED).sum())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class SourceTarget(Row):
+    """A row for an encoder-decoder: ``input_ids`` are what the encoder reads, ``labels`` what the decoder shall write, each of a length of its own.
+
+    For a hypernetwork there is an ``instruction``, which is no part of ``input_ids``.
+    """
+
+    instruction: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learned: the decoder's first one is predicted, too."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that encoder and decoder read."""
+        return len(self.input_ids) + len(self.labels) + len(self.instruction)
+
+    def shortened(self, longest: int) -> "SourceTarget":
+        """With each part cut to so many tokens."""
+        source = self.input_ids[:longest]
+        return SourceTarget(source, self.labels[:longest], [len(source)], self.instruction[:longest])
+
 
 @dataclass(frozen=True)
 class Judged(Row):
@@ -37,9 +67,10 @@ class Judged(Row):
 
 
 class Rows:
-    """The rows of one split, memory-mapped from its Arrow files: memory does not grow with their number."""
+    """The rows of one split, memory-mapped from its Arrow files: memory does not grow with their number. ``seq2seq``: they are for an encoder-decoder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, seq2seq: bool = False) -> None:
+        self._seq2seq = seq2seq
         tables = [pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob("*.arrow"))]
         self._table = pa.concat_tables(tables) if tables else None
 
@@ -50,6 +81,9 @@ class Rows:
         if self._table is None:
             raise IndexError(index)
         ids = self._numbers("input_ids", index)
+        if self._seq2seq:
+            told = [self._numbers("instruction", index)] if "instruction" in self._table.column_names else []
+            return SourceTarget(ids, self._numbers("labels", index), [len(ids)], *told)
         lengths = self._numbers("lengths", index).tolist() if "lengths" in self._table.column_names else [len(ids)]
         if 0 in lengths:  # of a pair of a good and a bad answer only one is there
             return Judged(ids, self._numbers("labels", index), [len(ids)], desirable=lengths[0] > 0)
@@ -116,8 +150,34 @@ class MicroBatch:
         return self.input_ids.shape[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Padded(MicroBatch):
+    """Sources and targets beside one another, each filled up to the longest.
+
+    ``input_ids`` and ``position_ids`` are [rows, source tokens], ``lengths`` those of the sources; ``labels`` are [rows, target tokens], `IGNORED` where they
+    are filled up. ``keep`` counts the positions of the decoder [rows × target tokens] row by row; ``targets`` [targets] are the labels there.
+    """
+
+    labels: torch.Tensor
+    instructions: torch.Tensor | None = None
+    """[instructions, tokens], each once, filled up with -1; None where rows have none."""
+    of_instruction: torch.Tensor | None = None
+    """[rows]: which of them is the row's."""
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel() + self.labels.numel()
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """[rows, source tokens]: 1 where a source has a token."""
+        return (self.position_ids < torch.tensor(self.lengths, device=self.position_ids.device)[:, None]).long()
+
+
 def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
-    """Rows as one sequence without padding, on ``device``."""
+    """Rows as one sequence without padding, on ``device``; those of an encoder-decoder beside one another (`Padded`)."""
+    if isinstance(rows[0], SourceTarget):
+        return _beside([row for row in rows if isinstance(row, SourceTarget)], device)
     lengths = [length for row in rows for length in row.lengths]
     labels = _without_first(np.concatenate([row.labels for row in rows]), lengths)
     learned = np.flatnonzero(labels != IGNORED)
@@ -132,23 +192,59 @@ def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
     )
 
 
+def _beside(rows: Sequence[SourceTarget], device: torch.device) -> Padded:
+    sources, labels = filled([row.input_ids for row in rows], 0), filled([row.labels for row in rows], IGNORED)
+    flat = labels.ravel()
+    keep = np.flatnonzero(flat != IGNORED)
+    told = {row.instruction.tobytes(): row.instruction for row in rows if len(row.instruction)}
+    numbers = {key: number for number, key in enumerate(told)}
+    which = [numbers[row.instruction.tobytes()] for row in rows] if told else None
+    positions = np.broadcast_to(np.arange(sources.shape[1]), sources.shape)
+    return Padded(
+        input_ids=torch.from_numpy(sources).to(device),
+        position_ids=torch.from_numpy(positions.copy()).to(device),
+        lengths=[len(row.input_ids) for row in rows],
+        keep=torch.from_numpy(keep).to(device),
+        targets=torch.from_numpy(flat[keep]).to(device),
+        labels=torch.from_numpy(labels).to(device),
+        instructions=None if which is None else torch.from_numpy(filled(list(told.values()), -1)).to(device),
+        of_instruction=None if which is None else torch.tensor(which, device=device),
+        rows=rows,
+    )
+
+
+def filled(parts: Sequence[Ints], value: int) -> Ints:
+    """[parts, longest], the shorter parts filled up with ``value``."""
+    whole = np.full((len(parts), max(map(len, parts))), value, dtype=np.int64)
+    for number, part in enumerate(parts):
+        whole[number, : len(part)] = part
+    return whole
+
+
 def grouped(rows: Sequence[Row], micro_batch_size: int | str, *, halvings: int = 0) -> Iterator[Sequence[Row]]:
     """Rows in the groups that go through the model at once: so many, or for ``auto`` as many as keep within `AUTO_MICRO_TOKENS`.
 
-    Each halving halves that; a group never has less than one row.
+    Each halving halves that; a group never has less than one row. Rows of an encoder-decoder are sorted by length, so that little of a group is padding, which counts.
     """
     most_rows = max(1, micro_batch_size >> halvings) if isinstance(micro_batch_size, int) else len(rows)
-    most_tokens = AUTO_MICRO_TOKENS >> halvings if micro_batch_size == "auto" else sum(len(row.input_ids) for row in rows)
+    most_tokens = AUTO_MICRO_TOKENS >> halvings if micro_batch_size == "auto" else None
+    if rows and isinstance(rows[0], SourceTarget):
+        rows = sorted(rows, key=lambda row: (len(row.input_ids), len(row.labels)))
     group: list[Row] = []
-    tokens = 0
     for row in rows:
-        if group and (len(group) == most_rows or tokens + len(row.input_ids) > most_tokens):
+        if group and (len(group) == most_rows or (most_tokens is not None and _tokens_together([*group, row]) > most_tokens)):
             yield group
-            group, tokens = [], 0
+            group = []
         group.append(row)
-        tokens += len(row.input_ids)
     if group:
         yield group
+
+
+def _tokens_together(rows: Sequence[Row]) -> int:
+    """What these rows cost as one micro-batch."""
+    if isinstance(rows[0], SourceTarget):
+        return len(rows) * (max(len(row.input_ids) for row in rows) + max(len(row.labels) for row in rows))
+    return sum(len(row.input_ids) for row in rows)
 
 
 def _without_first(labels: Ints, lengths: Sequence[int]) -> Ints:

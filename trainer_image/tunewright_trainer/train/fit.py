@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.job import Model
+from tunewright_crds.job import Architecture, Model
+from tunewright_trainer.architecture import architecture_of
 from tunewright_trainer.prepare.model import read_model
 
 # What decides how a text becomes token ids, by how the names of the files begin.
@@ -22,6 +23,9 @@ def check_fit(manifest: dict[str, Any], folder: Path, model: Model) -> None:
     if prepared is None:  # by a release that knew no InstructionDataset
         return
     own = read_model(folder)
+    kind = manifest.get("architecture", Architecture.CAUSAL.value)  # releases that did not say knew no other
+    if kind != architecture_of(own.config).value:
+        raise _unfit(f"the data was prepared for a model that is {kind}, and {model.uri} is not", "spec.model.uri")
     for name in sorted(own.hashes | prepared["files"]):
         if name.startswith(_TOKENIZER) and own.hashes.get(name) != prepared["files"].get(name):
             raise _unfit(f"{name} of {model.uri} is not that of {prepared['uri']}, which the data was prepared for", "spec.model.uri")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
+from tunewright_trainer.train import seq2seq
 from tunewright_trainer.train.attention import documents
-from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
+from tunewright_trainer.train.data import MicroBatch, Padded, Row, Rows, micro_batch
 from tunewright_trainer.train.model import Tuned
 
 
@@ -35,8 +36,8 @@ class Sft:
 
 
 def forward(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:
-    """`Tuned.logits`."""
-    return tuned.logits(batch)
+    """`Tuned.logits`, or of an encoder-decoder `seq2seq.forward`."""
+    return seq2seq.forward(tuned, batch) if isinstance(batch, Padded) else tuned.logits(batch)
 
 
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:

@@ -13,8 +13,10 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Precision
-from tunewright_crds.job import JobSpec
+from tunewright_crds.job import Architecture, JobSpec
 from tunewright_crds.method import PROMPT_LEARNING, Objective, Tuner
+from tunewright_trainer.architecture import auto_model, check_method, check_seq2seq, check_stated, is_seq2seq
+from tunewright_trainer.prepare.model import read_model
 from tunewright_trainer.train import attention, reward_model, tuners
 from tunewright_trainer.train.data import MicroBatch
 
@@ -103,10 +105,13 @@ def load(folder: Path, spec: JobSpec, *, steps: int = 0, device: torch.device | 
 
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
+    check_kind(folder, spec)
     tuned = load_untuned(folder, spec, device=device)
     network = tuned.network
     tuned.prompted = spec.method.tuner in PROMPT_LEARNING
-    if not tuned.prompted:
+    if network.config.is_encoder_decoder:
+        check_beginning(network.config)
+    elif not tuned.prompted:
         check_isolation(network)
     tuned.peft = tuners.apply(network, spec, steps=steps)
     if tuned.prompted:
@@ -126,6 +131,14 @@ def load_untuned(folder: Path, spec: JobSpec, *, device: torch.device | None = N
     return Tuned(network=network, peft=None, device=device, compute=compute, keeps_logits=keeps_logits)
 
 
+def check_kind(folder: Path, spec: JobSpec) -> None:
+    """Refuse an encoder-decoder where the job wants what it cannot do; other models are checked by `load_base`."""
+    config = read_model(folder).config
+    if check_stated(spec.model.architecture, config) is Architecture.SEQ2SEQ:
+        check_seq2seq(config, param="spec.model.uri")
+        check_method(spec)
+
+
 def _apart(batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
     """The documents in which something is learned: ids [1, tokens], and the learned positions, counted from the end as virtual tokens may stand before."""
     start = 0
@@ -139,23 +152,21 @@ def _apart(batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
 
 def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
     """The base model. Only safetensors are read and no code of the model's own is run."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a pod's log is lines
     attention.register()
     whole = spec.method.tuner is Tuner.FULL
-    prompted = spec.method.tuner in PROMPT_LEARNING
-    options: dict[str, Any] = {
-        "dtype": torch.float32 if whole else compute,
-        "attn_implementation": "sdpa" if prompted else attention.NAME,
-    }
+    options: dict[str, Any] = {"dtype": torch.float32 if whole else compute}
+    if not is_seq2seq(folder):
+        options["attn_implementation"] = "sdpa" if spec.method.tuner in PROMPT_LEARNING else attention.NAME
     if spec.method.tuner is Tuner.QLORA:
         options |= _four_bits(compute, device)
     judge = spec.method.objective is Objective.REWARD
     if judge:
         options |= {"num_labels": 1, "pad_token_id": reward_model.padding_of(folder)[0]}
-    kind = AutoModelForSequenceClassification if judge else AutoModelForCausalLM
+    kind = AutoModelForSequenceClassification if judge else auto_model(folder)
     try:
         network, told = kind.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
@@ -173,6 +184,13 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
             FailureCode.MODEL_NOT_FOUND, f"the safetensors files lack {len(absent)} weights, such as {absent[0]}", param="spec.model.uri"
         )
     return network.to(device) if spec.method.tuner is not Tuner.QLORA else network
+
+
+def check_beginning(config: Any) -> None:
+    """Refuse an encoder-decoder of which nobody can tell what its decoder begins with."""
+    for name in ("decoder_start_token_id", "pad_token_id"):
+        if getattr(config, name, None) is None:
+            raise Refusal(FailureCode.MODEL_UNSUPPORTED, f"config.json has no {name}, which a decoder needs", param="spec.model.uri")
 
 
 def _four_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:

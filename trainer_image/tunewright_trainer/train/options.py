@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.method import LORA_FAMILY, PROMPT_LEARNING, WHOLE, Method, Objective, Tuner
+from tunewright_crds.method import LORA_FAMILY, OWN, PROMPT_LEARNING, Method, Objective, Tuner
 
 PARAM: Final = "spec.method.options"
 # Tuners that PEFT calls otherwise.
@@ -74,11 +74,11 @@ def type_name(tuner: Tuner) -> str:
 
 
 def config_class(tuner: Tuner) -> Any:
-    """PEFT's config class for a tuner, which is none of `WHOLE`."""
+    """PEFT's config class for a tuner, which is none of `OWN`."""
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    assert tuner not in WHOLE
+    assert tuner not in OWN
     return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[type_name(tuner)]]
 
 

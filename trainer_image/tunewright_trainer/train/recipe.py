@@ -21,12 +21,13 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Optimizer
-from tunewright_crds.job import JobSpec
+from tunewright_crds.job import SEQ2SEQ_ALONE, JobSpec
 from tunewright_crds.method import ALONE, Objective, Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
 from tunewright_trainer import publish
+from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
 from tunewright_trainer.storage import Store
 from tunewright_trainer.train import data as rows_of
@@ -130,10 +131,11 @@ class Run:
         self.work = work
         self.store = store
         self.prepared = json.loads((data / MANIFEST).read_bytes())
-        self.rows = rows_of.Rows(data / "train")
-        self.validation = rows_of.Rows(data / "validation")
+        seq2seq = is_seq2seq(model)
+        self.rows = rows_of.Rows(data / "train", seq2seq=seq2seq)
+        self.validation = rows_of.Rows(data / "validation", seq2seq=seq2seq)
         _check_rows(self.spec, len(self.rows), len(self.validation))
-        _check_together(self.spec, world)
+        _check_together(self.spec, world, seq2seq=seq2seq)
         optimizers.check_passes(self.wanted, halvings=halvings)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
@@ -232,7 +234,7 @@ class Run:
         return own
 
     def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
-        tokens = sum(len(row.input_ids) for row in batch)
+        tokens = sum(row.tokens for row in batch)
         targets = sum(row.targets for row in batch)
         self.counters.step = step
         self.counters.tokens += tokens
@@ -391,11 +393,13 @@ def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
         )
 
 
-def _check_together(spec: JobSpec, world: World) -> None:
+def _check_together(spec: JobSpec, world: World, *, seq2seq: bool) -> None:
     """Refuse what several processes cannot share yet: it needs the whole batch, or a second copy of weights that are spread."""
     method, optimizer = spec.method, spec.hyperparameters.optimizer
     if world.size == 1:
         return
+    if seq2seq:
+        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param="spec.resources.gpus")
     if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
         what = f"optimizer {optimizer} works on weights that are whole, in one process"
         raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")

@@ -8,7 +8,8 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import JobSpec, OutputForm
 from tunewright_crds.method import LORA_FAMILY, Tuner
-from tunewright_trainer.train import options
+from tunewright_trainer.architecture import check_hint
+from tunewright_trainer.train import hint, options
 
 _NAMES_TOLD: Final = 12
 _TARGETS: Final = "spec.method.lora.targetModules"
@@ -24,7 +25,10 @@ def apply(network: Any, spec: JobSpec, *, steps: int) -> Any | None:
     if tuner is Tuner.FULL:
         return None
     peft = None
-    if tuner is Tuner.BITFIT:
+    if tuner is Tuner.HINT:
+        check_hint(network.config.to_dict())
+        hint.attach(network, spec.method.hint, seed=spec.hyperparameters.seed)
+    elif tuner is Tuner.BITFIT:
         free_biases(network)
     else:
         peft = add_adapter(network, spec, steps=steps)
@@ -47,6 +51,8 @@ def add_adapter(network: Any, spec: JobSpec, *, steps: int) -> Any:
     from peft import get_peft_model
 
     config = options.checked(spec.method, steps=steps)
+    if network.config.is_encoder_decoder:
+        config.task_type = "SEQ_2_SEQ_LM"
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, (list, set)):
         lora = spec.method.tuner in LORA_FAMILY

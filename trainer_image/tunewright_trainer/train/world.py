@@ -40,9 +40,9 @@ class World:
     def shares(self, rows: Sequence[Row]) -> list[list[Row]]:
         """The rows of each process, of about equally many tokens; within a share in the batch's order."""
         loads, owners = [0] * self.size, [0] * len(rows)
-        for index in sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids)):
+        for index in sorted(range(len(rows)), key=lambda index: -rows[index].tokens):
             owners[index] = loads.index(min(loads))
-            loads[owners[index]] += len(rows[index].input_ids)
+            loads[owners[index]] += rows[index].tokens
         return [[row for row, owner in zip(rows, owners, strict=True) if owner == rank] for rank in range(self.size)]
 
     def seed(self, base: int) -> int:

@@ -60,7 +60,7 @@ OPTIONS: dict[Tuner, dict[str, Any]] = {
 # Few weights, or weights behind a gate that begins closed: they need larger steps.
 RATES: dict[Tuner, float] = {Tuner.ADAPTION_PROMPT: 0.1, Tuner.UNILORA: 0.1}
 LAYOUTS: dict[Tuner, Layout] = {Tuner.BITFIT: "gpt2"}
-TUNERS = [tuner for tuner in Tuner if tuner is not Tuner.QLORA]
+TUNERS = [tuner for tuner in Tuner if tuner not in (Tuner.QLORA, Tuner.HINT)]  # 4 bits need a GPU, and hint is for encoder-decoders
 
 
 def a_tuning(tuner: Tuner, *, options: dict[str, Any] | None = None, **parts: Any) -> Any:
