@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -66,32 +66,37 @@ def run(count: int, *, work: Path) -> int:
         finally:
             _tell_all(children, signal.SIGKILL)
         told = [_outcome(message) for message in messages]
-        cause = _cause(failed, told)
-        code = children[cause].returncode
-        write_termination_message(_with_progress(told[cause], told[0]))
+        heard = cause(failed, told)
+        code = children[heard].returncode
+        write_termination_message(_with_progress(told[heard], told[0]))
         return code if code >= 0 else 128 - code
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Wait for all; returns the ranks that failed of themselves. Those that are left when one failed are given some seconds to notice."""
-    failed: list[int] = []
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
+    """Wait for all; returns the ranks that failed of themselves, in turn, with their return codes. Those left when one failed get some seconds to notice."""
+    failed: dict[int, int] = {}
     deadline = float("inf")
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
-        failed += [rank for rank, child in enumerate(children) if rank not in failed and child.poll() not in (None, 0, ExitCode.STOPPED)]
+    while True:
+        ended = {rank: child.poll() for rank, child in enumerate(children)}
+        failed |= {rank: code for rank, code in ended.items() if rank not in failed and code not in (None, 0, ExitCode.STOPPED)}
+        if None not in ended.values() or time.monotonic() >= deadline:
+            return failed
         if failed and deadline == float("inf"):
             deadline = time.monotonic() + FAREWELL_SECONDS
         time.sleep(_POLL_SECONDS)
-    return failed + [rank for rank, child in enumerate(children) if rank not in failed and child.poll() not in (None, 0, ExitCode.STOPPED)]
 
 
-def _cause(failed: Sequence[int], told: Sequence[Outcome]) -> int:
-    """The rank to hear: the first that failed for a reason of its own, rather than by losing the others; the leader if none did."""
+def cause(failed: Mapping[int, int], told: Sequence[Outcome]) -> int:
+    """The rank to hear, of those that failed with their return codes: the first that has a reason to tell, else one that was killed, else the first, which
+    will not have lost the others but been lost by them; the leader if none failed."""
 
-    def unforeseen(rank: int) -> bool:
+    def how(rank: int) -> int:
         error = told[rank].error
-        return error is None or error.code is FailureCode.INTERNAL
+        if error is not None and error.code is not FailureCode.INTERNAL:
+            return 0
+        return 1 if failed[rank] < 0 else 2
 
-    return min(failed, key=unforeseen, default=0)
+    return min(failed, key=how, default=0)
 
 
 def _with_progress(outcome: Outcome, leader: Outcome) -> Outcome:

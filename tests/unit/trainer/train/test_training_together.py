@@ -18,7 +18,9 @@ from tests.support.models import tiny_model
 from tests.support.rows import alpaca_rows
 from tests.support.trainer_runs import Attempts, Nursery
 from tests.support.training import DIGEST, a_job, documents, history, packed, pairs, publish_data, weights_digest
-from tunewright_crds.errors import ExitCode
+from tunewright_crds.errors import ExitCode, FailureCode
+from tunewright_crds.pod import Failed, Outcome
+from tunewright_trainer.launch import cause
 from tunewright_trainer.storage import LocalStore
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.world import World
@@ -101,6 +103,21 @@ def test_shares_are_even_and_whole() -> None:
     assert [[len(row.input_ids) for row in share] for share in shares] == [[9], [1, 7], [1, 2, 4]]
     assert World().shares(rows) == [rows]
     assert World(size=3).shares(rows[:2]) == [[rows[0]], [rows[1]], []]
+
+
+REASON = Outcome(error=Failed(code=FailureCode.OUT_OF_MEMORY, message="no room"))
+LOST = Outcome(error=Failed(code=FailureCode.INTERNAL, message="connection closed by peer"))
+HEARD = {
+    "the one with a reason": ({0: 70, 1: 78}, [LOST, REASON], 1),
+    "else the one that was killed": ({0: 70, 1: -9}, [LOST, LOST], 1),
+    "else the first": ({1: 70, 0: 70}, [LOST, LOST], 1),
+    "the leader, where none failed": ({}, [Outcome(), Outcome()], 0),
+}
+
+
+@pytest.mark.parametrize(("failed", "told", "rank"), HEARD.values(), ids=HEARD)
+def test_of_processes_that_failed_the_cause_is_heard(failed: dict[int, int], told: list[Outcome], rank: int) -> None:
+    assert cause(failed, told) == rank
 
 
 def test_processes_are_started_heard_and_ended_as_one(tmp_path: Path) -> None:
