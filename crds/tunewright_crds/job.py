@@ -32,7 +32,6 @@ from tunewright_crds.method import (
     ALONE,
     APART,
     ARCHITECTURE,
-    DPO_RULES,
     LEARNS_FROM,
     NEEDS_REWARDS,
     OPTIONS,
@@ -47,6 +46,7 @@ from tunewright_crds.method import (
     misplaced,
     misplaced_of_tuner,
 )
+from tunewright_crds.preference import DPO_RULES
 from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from tunewright_crds.method import Dpo as Options
+from tunewright_crds.preference import Dpo as Options
 from tunewright_trainer.train import loss
 from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch

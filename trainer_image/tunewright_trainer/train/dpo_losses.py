@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch.nn.functional import logsigmoid
 
-from tunewright_crds.method import Dpo, DpoLoss, FDivergence
+from tunewright_crds.preference import Dpo, DpoLoss, FDivergence
 
 _MOST_EXPONENT: Final = 80.0  # exp of more is no number in fp32
 

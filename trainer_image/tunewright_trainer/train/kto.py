@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunewright_crds.method import Kto as Options
-from tunewright_crds.method import KtoLoss
+from tunewright_crds.preference import Kto as Options
+from tunewright_crds.preference import KtoLoss
 from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import IGNORED, Judged, MicroBatch, Row, Rows, grouped, micro_batch
 from tunewright_trainer.train.dpo import likelihoods, reference, without_dropout

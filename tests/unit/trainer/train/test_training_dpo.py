@@ -23,8 +23,8 @@ from tests.support.training import (
     weights_digest,
 )
 from tests.support.trl_preferences import METRICS
-from tunewright_crds.method import Dpo as Options
 from tunewright_crds.pod import PodConfig
+from tunewright_crds.preference import Dpo as Options
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
 from tunewright_trainer.train import data, dpo
