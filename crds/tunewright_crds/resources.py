@@ -41,7 +41,15 @@ class PodResources(Part):
 class Resources(PodResources):
     """What a training pod asks for. Data preparation asks for the same processors and memory, and never for a GPU."""
 
-    gpus: int = Field(0, ge=0, le=1, description="GPUs of the training pod: 0 trains on processors.")
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Pods that train together, each with the processors, memory and GPUs asked for here. They start, stop and are tried again as one.",
+    )
+    gpus: int = Field(
+        0, ge=0, le=16, description="GPUs of each training pod, one process each: 0 trains on processors, in one process a pod."
+    )
     gpu_resource: str = Field(
         "nvidia.com/gpu",
         alias="gpuResource",
@@ -50,6 +58,11 @@ class Resources(PodResources):
         description="Name of the GPU resource.",
     )
     priority_class_name: str = Field("", alias="priorityClassName", max_length=253, description="PriorityClass of the training pod.")
+
+    @property
+    def processes(self) -> int:
+        """Training processes of a pod."""
+        return max(1, self.gpus)
 
 
 class ServingResources(Part):
