@@ -152,7 +152,7 @@ def _measured(variant: str, place: Path, data: Path, model: Path, *, processes: 
         command = ["-m", "tunewright_trainer", "prepare", str(place / "job.yaml"), "--output", str(place / "out")]
     else:
         command = ["-m", f"benchmarks.data_{variant}", str(data), str(model), str(place / "out"), str(processes)]
-        python = str(_llamafactory()) if variant == "llamafactory" else python
+        python = str(llamafactory()) if variant == "llamafactory" else python
     began, used = time.monotonic(), _processor_seconds()
     with (place / "log").open("w") as log, subprocess.Popen([python, *command], env=environment, stdout=log, stderr=log) as run:
         highest = 0
@@ -172,7 +172,7 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _llamafactory() -> Path:
+def llamafactory() -> Path:
     """The Python of an environment with LLaMA-Factory, which is made where it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "tunewright" / "benchmarks" / "-".join(LLAMAFACTORY).replace("==", "-")

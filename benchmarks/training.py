@@ -1,9 +1,14 @@
-"""Training side by side with transformers' Trainer and PEFT: the same model, data, LoRA options, precision and threads, each run a process of its own.
+"""Training side by side with others: the same model, data, LoRA options, precision and threads, each run a process of its own.
 
-    python -m benchmarks.training [--runs 3] [--steps 8] [--threads 2] [--hidden 256] [--layers 4]
+    python -m benchmarks.training [--runs 3] [--steps 12] [--only tunewright trl] [--mixes 300/60 150/150 60/300]
 
-Documents are random tokens, 150 of prompt and 60 of answer on average; a step is about 2,000 tokens for everybody. Speeds count real tokens, never
-padding, after the first step. Printed are medians.
+The model is a Qwen2 with random weights; documents are random tokens, a mix naming the average tokens of prompt and answer. Everybody learns the
+answers only, from 2 rows of up to 1,024 packed tokens a step (transformers' Trainer, which does not pack: as many documents as these rows hold on
+average). Speeds count real tokens, never padding, after the first step; trained tokens are those with a label. Clocks run from the start of the
+process, memory is its highest resident set. What is printed are medians, and how many times better or worse than TRL they are.
+
+`bare` is Tunewright without metrics, reports and checkpoints: against it, `tunewright` (metrics each step, a checkpoint every tenth) shows what they cost.
+LLaMA-Factory needs other versions of our libraries: it is installed (6 GB, with uv) into an environment of its own in the cache, at its first use.
 """
 
 import argparse
@@ -21,67 +26,105 @@ import numpy as np
 
 IGNORED: Final = -100
 VOCABULARY: Final = 32_000
+FIRST_TOKEN: Final = 1_000  # lower ones are the tokenizer's own, padding among them
 ROW_TOKENS: Final = 1024
-DOCUMENTS_A_STEP: Final = 10
 ROWS_A_STEP: Final = 2
+LEARNING_RATE: Final = 1e-4
 LORA: Final = {"rank": 16, "alpha": 32, "dropout": 0.0}
+SPREAD: Final = 0.4  # of a length's logarithm
 VARIANTS: Final = {
-    "Tunewright, packed": "packed",
-    "Tunewright, one document a row": "rows",
-    "transformers Trainer + PEFT": "trainer",
+    "tunewright": "Tunewright",
+    "bare": "Tunewright, no metrics or checkpoints",
+    "trl": "TRL SFTTrainer",
+    "llamafactory": "LLaMA-Factory",
+    "trainer": "transformers Trainer + PEFT",
 }
+MIXES: Final = ("300/60", "150/150", "60/300")
 
-Document = tuple[list[int], list[int]]
+Document = tuple[list[int], list[int]]  # token ids, labels
+Found = dict[str, list[dict[str, float]]]  # the runs of each variant
 
 
 def main() -> None:
-    """Run every variant in turn, so often; print a table."""
+    """Run every variant on every mix in turn, so often; print one table."""
     options = _options()
+    found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        work = Path(folder)
-        model = _make_model(work / "model", hidden=options.hidden, layers=options.layers)
-        documents = _documents(DOCUMENTS_A_STEP * options.steps)
-        (work / "documents.json").write_text(json.dumps(documents))
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-        for run in range(options.runs):
-            for name, kind in VARIANTS.items():
-                found[name].append(_measured(kind, work, model, run=run, steps=options.steps, threads=options.threads))
-    print(
-        f"{options.layers} layers of {options.hidden}, vocabulary {VOCABULARY}, {options.threads} threads, {options.steps} steps, ", end=""
-    )
-    print(f"median of {options.runs} runs\n")
-    print("| | tokens/s | tokens per CPU second | first step done after | peak memory |\n|---|---|---|---|---|")
-    for name, runs in found.items():
-        middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        print(
-            f"| {name} | {middle['pace']:,.0f} | {middle['cpu_pace']:,.0f} | {middle['first_step']:.1f} s | {middle['peak'] / 2**20:,.0f} MiB |"
-        )
+        model = _make_model(Path(folder) / "model", hidden=options.hidden, layers=options.layers)
+        for mix in options.mixes:
+            work = Path(folder) / mix.replace("/", "-")
+            work.mkdir()
+            _write_data(work, mix, steps=options.steps)
+            found[mix] = {kind: [] for kind in options.only}
+            for run in range(options.runs):
+                for kind in options.only:
+                    measured = _measured(kind, work, model, run=run, steps=options.steps, threads=options.threads)
+                    found[mix][kind].append(measured)
+                    print(f"{mix}, {VARIANTS[kind]}, run {run + 1}: {measured}", file=sys.stderr, flush=True)
+    print(f"{options.layers} layers of {options.hidden}, {options.threads} threads, {options.steps} steps, median of {options.runs} runs\n")
+    print("| prompt / answer | | tokens/s | trained tokens/s | tokens per CPU second | first step done after | highest memory |")
+    print("|---|---|---|---|---|---|---|")
+    for mix, runs in found.items():
+        for line in lines(mix, runs):
+            print(line)
+
+
+def lines(mix: str, found: Found) -> list[str]:
+    """The table's lines of one mix."""
+    middle = {kind: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for kind, runs in found.items()}
+    rival = middle.get("trl", {})
+
+    def cell(kind: str, key: str, text: str) -> str:
+        own = middle[kind][key]
+        times = f" ({own / rival[key]:.2f} ×)" if rival and kind != "trl" else ""
+        return text.format(own) + times
+
+    return [
+        f"| {mix} | {VARIANTS[kind]} | {cell(kind, 'pace', '{:,.0f}')} | {cell(kind, 'trained_pace', '{:,.0f}')} | {cell(kind, 'cpu_pace', '{:,.0f}')} "
+        f"| {cell(kind, 'first_step', '{:.1f} s')} | {cell(kind, 'peak', '{:,.0f} MiB')} |"
+        for kind in found
+    ]
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("runs", 3), ("steps", 8), ("threads", 2), ("hidden", 256), ("layers", 4)):
+    for name, value in (("runs", 3), ("steps", 12), ("threads", 2), ("hidden", 384), ("layers", 6)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--only", choices=list(VARIANTS), nargs="+", default=list(VARIANTS))
+    parser.add_argument("--mixes", nargs="+", default=list(MIXES), help="average tokens of prompt and answer")
     return parser.parse_args()
 
 
-def _documents(count: int) -> list[Document]:
+def _write_data(work: Path, mix: str, *, steps: int) -> None:
+    """documents.json with the documents, and with the rows that they are packed into: a list of documents' numbers each."""
+    from tunewright_trainer.prepare.pack import best_fit_decreasing
+
+    prompt, answer = (int(average) for average in mix.split("/"))
+    # Packed rows are nearly full; with some to spare nobody begins a second pass.
+    documents = _documents(int(1.2 * (steps + 1) * ROWS_A_STEP * ROW_TOKENS / (prompt + answer)), prompt, answer)
+    rows = best_fit_decreasing([len(ids) for ids, _ in documents], ROW_TOKENS)
+    (work / "documents.json").write_text(json.dumps({"documents": documents, "rows": rows}))
+
+
+def _documents(count: int, prompt: int, answer: int) -> list[Document]:
+    """Lengths are drawn from log-normal distributions with these means."""
     rng = np.random.default_rng(0)
     made = []
-    for prompt, answer in zip(rng.lognormal(4.9, 0.5, count), rng.lognormal(4.0, 0.5, count), strict=True):
-        prompt_tokens, answer_tokens = (int(min(max(length, 4), 400)) for length in (prompt, answer))
-        ids = rng.integers(0, VOCABULARY, prompt_tokens + answer_tokens).tolist()
+    for _ in range(count):
+        lengths = [average * float(rng.lognormal(-(SPREAD**2) / 2, SPREAD)) for average in (prompt, answer)]
+        prompt_tokens, answer_tokens = (int(min(max(length, 4), ROW_TOKENS // 2)) for length in lengths)
+        ids = rng.integers(FIRST_TOKEN, VOCABULARY, prompt_tokens + answer_tokens).tolist()
         made.append((ids, [IGNORED] * prompt_tokens + ids[prompt_tokens:]))
     return made
 
 
 def _make_model(folder: Path, *, hidden: int, layers: int) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from tests.support.models import byte_tokenizer
 
-    LlamaForCausalLM(
-        LlamaConfig(
+    Qwen2ForCausalLM(
+        Qwen2Config(
             vocab_size=VOCABULARY,
             hidden_size=hidden,
             intermediate_size=3 * hidden,
@@ -89,6 +132,7 @@ def _make_model(folder: Path, *, hidden: int, layers: int) -> Path:
             num_attention_heads=hidden // 64,
             num_key_value_heads=hidden // 64,
             max_position_embeddings=2048,
+            tie_word_embeddings=True,
         )
     ).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -96,10 +140,15 @@ def _make_model(folder: Path, *, hidden: int, layers: int) -> Path:
 
 
 def _measured(kind: str, work: Path, model: Path, *, run: int, steps: int, threads: int) -> dict[str, float]:
+    from benchmarks.data import llamafactory
+
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     place = work / f"{kind}-{run}"
     place.mkdir()
-    command = [sys.executable, "-m", "benchmarks.training_run", kind, str(work), str(model), str(place), str(steps), str(threads)]
+    python = str(llamafactory()) if kind == "llamafactory" else sys.executable
+    if kind == "llamafactory":
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [python, "-m", "benchmarks.training_run", kind, str(work), str(model), str(place), str(steps), str(threads)]
     done = subprocess.run([*command, str(time.time())], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stderr[-3000:]}")

@@ -101,7 +101,7 @@ class Source(
         "prompt-completion {prompt,completion}, chat {messages:[{role,content}],tools}, sharegpt {conversations:[{from,value}]}, text {text}, "
         "p3 {inputs,targets}, unifiedqa {input,output}, unifiedskg {seq_in,seq_out}, natural-instructions {Definition,Instances}, "
         "self-instruct {instruction,instances}, oasst (trees, or messages of trees), ultrachat {data:[...]}, baize, oig (transcripts), coig, coig-exam. "
-        "With method.objective: dpo, rows are preference {prompt,chosen,rejected} or oasst, whose ranked answers are compared.",
+        "With method.objective dpo or reward, rows are preference {prompt,chosen,rejected} or oasst, whose ranked answers are compared.",
     )
     columns: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)]] = Field(
         default_factory=dict,

@@ -14,7 +14,7 @@ from tunewright_crds.status import PreparationStatus
 
 _FIXED = "is fixed: apply an InstructionDataset of another name, such as support-v2"
 _OWN = "an InstructionDataset names its own sources: leave ref out"
-_NO_PAIRS = "an InstructionDataset holds no preferences yet: name them in the sources of a job with method.objective: dpo"
+_NO_PAIRS = "an InstructionDataset holds no preferences yet: name them in the sources of a job with method.objective dpo or reward"
 
 
 class DeletionPolicy(StrEnum):

@@ -26,7 +26,7 @@ from tunewright_crds.fields import (
     untouched,
 )
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, NEEDS_ADAPTER, OPTIONS, Examples, Method, either, misplaced
+from tunewright_crds.method import LEARNS_FROM, OPTIONS, UNFIT, Examples, Method, Objective, either, misplaced
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -104,7 +104,7 @@ class Output(Part):
         default_factory=lambda: [OutputForm.ADAPTER],
         min_length=1,
         max_length=2,
-        description="adapter (PEFT layout) and merged (a whole model). Tuner full always publishes the whole model.",
+        description="adapter (PEFT layout) and merged (a whole model). Tuner full and objective reward always publish the whole model.",
     )
 
 
@@ -137,8 +137,9 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_ANSWERS_ONLY: Final = "with objective dpo only answers are compared: trainOn is response or last-response"
+_ANSWERS_ONLY: Final = "with another objective than sft only answers are compared: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
+_NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
@@ -170,16 +171,19 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
         learns = f"self.method.objective in {_cel(_objectives(examples))}"
         yield f"!({learns}) || self.dataset.sources.all(s, s.template == '' && s.format in {_cel(formats)})", _only(examples)
         yield f"{learns} || self.dataset.sources.all(s, !(s.format in {_cel(_OWN_FORMATS[examples])}))", _foreign(examples)
-    yield f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    of_conversations = f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))}"
+    yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
+    yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
+    yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    for (objective, tuner), why in UNFIT.items():
+        yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
 
 class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
-        ("self.method.objective != 'dpo' || self.method.tuner != 'full'", NEEDS_ADAPTER),
-        ("self.method.objective != 'dpo' || self.dataset.trainOn != 'all'", _ANSWERS_ONLY),
-        ("self.method.objective != 'dpo' || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING),
+        ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
     ),
 ):
     """What is wanted."""
@@ -226,6 +230,12 @@ class JobSpec(
             raise ValueError(_ANSWERS_ONLY)
         if self.hyperparameters.label_smoothing:
             raise ValueError(_OTHER_SMOOTHING)
+        return self
+
+    @model_validator(mode="after")
+    def _served_models_answer(self) -> "JobSpec":
+        if self.method.objective is Objective.REWARD and self.deploy.enabled:
+            raise ValueError(_NOT_SERVED)
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from tunewright_crds.fields import Part
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
+    REWARD = "reward"
 
 
 class Tuner(StrEnum):
@@ -30,6 +31,7 @@ class Examples(StrEnum):
 LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
+    Objective.REWARD: Examples.PREFERENCES,
 }
 
 
@@ -69,12 +71,30 @@ class Dpo(Part):
     )
 
 
-NEEDS_ADAPTER: Final = (
-    "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; full would need a second copy of it"
-)
+class Reward(Part):
+    """Options of objective reward (Ouyang et al. 2022, arXiv:2203.02155)."""
+
+    center_rewards_coefficient: float = Field(
+        0.0,
+        alias="centerRewardsCoefficient",
+        ge=0,
+        le=100,
+        description="Adds so much of the squared sum of a pair's two rewards to its loss, which keeps rewards around 0 (Eisenstein et al. 2023): 0.01 is usual.",
+    )
+
+
+# Pairs of objective and tuner that cannot be, and why.
+UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
+    (Objective.DPO, Tuner.FULL): "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; "
+    "full would need a second copy of it",
+    (
+        Objective.REWARD,
+        Tuner.QLORA,
+    ): "objective reward needs tuner lora or full: a reward model is published whole, over weights that are not in 4 bits",
+}
 
 # Fields of `method` that hold options, and the objectives that these are for.
-OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,)}
+OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,), "reward": (Objective.REWARD,)}
 
 
 def either(names: Sequence[str]) -> str:
@@ -99,12 +119,13 @@ class Method(Part):
     lora.targetModules takes all linear layers but the output head; lora.dropout helps against small data being learned by heart.
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
-    one, without going further than need be from what the model was; usually done with a model that sft has tuned.
+    one, without going further than need be from what the model was; usually done with a model that sft has tuned. reward: from such pairs, to judge
+    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks.
     """
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), or dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only).",
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), or reward (a model that judges answers, from the same pairs; full and lora only).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
@@ -112,14 +133,15 @@ class Method(Part):
     )
     lora: Lora = Field(default_factory=Lora, description="Options of lora and qlora.")
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
+    reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Method":
         for field, objectives in OPTIONS.items():
             if self.objective not in objectives and (options := getattr(self, field)) != type(options)():
                 raise ValueError(misplaced(field))
-        if self.objective is Objective.DPO and self.tuner is Tuner.FULL:
-            raise ValueError(NEEDS_ADAPTER)
+        if unfit := UNFIT.get((self.objective, self.tuner)):
+            raise ValueError(unfit)
         return self
 
     @property

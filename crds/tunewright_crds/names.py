@@ -146,16 +146,17 @@ class Reason(StrEnum):
 
 
 def child_name(owner: str, suffix: str, *, limit: int = MAX_LABEL) -> str:
-    """The name of a child: ``<owner>-<suffix>``, or with a hash in the middle where that is longer than ``limit``.
+    """The name of a child: ``<owner>-<suffix>``, or with a hash in the middle where that is longer than ``limit`` or the owner's name has dots.
 
+    A pod of an Indexed Job has its Job's name as its hostname, which holds no dots.
     Deterministic, so that a creation that happened before a crash answers 409 afterwards instead of making a twin.
     """
     plain = f"{owner}-{suffix}"
-    if len(plain) <= limit:
+    if len(plain) <= limit and "." not in owner:
         return plain
     digest = hashlib.sha256(owner.encode()).hexdigest()[:8]
     keep = limit - len(suffix) - len(digest) - 2
-    return f"{owner[:keep].rstrip('-.')}-{digest}-{suffix}"
+    return f"{owner[:keep].replace('.', '-').rstrip('-')}-{digest}-{suffix}"
 
 
 # A pod's name is its Job's plus "-<index>-<5 random>"; the Job's own name must leave room for that.

@@ -1,11 +1,11 @@
 """TunedModel: a published model with its lineage, registered or served."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part, SecretName
+from tunewright_crds.fields import Part, Rules, SecretName
 from tunewright_crds.resources import ServingResources
 from tunewright_crds.status import ConditionStatus
 
@@ -14,6 +14,10 @@ class Kind(StrEnum):
     ADAPTER = "adapter"
     MERGED = "merged"
     FULL = "full"
+    REWARD = "reward"
+
+
+NOT_SERVED: Final = "a reward model judges answers and gives none: it cannot be served"
 
 
 Address = Annotated[str, Field(pattern=r"^s3://", max_length=2048)]
@@ -36,7 +40,7 @@ class Artifact(Part):
 class Form(Artifact):
     """One form of the model."""
 
-    kind: Kind = Field(description="adapter, merged or full.")
+    kind: Kind = Field(description="adapter, merged, full or reward.")
 
 
 class ModelSource(Part):
@@ -62,11 +66,13 @@ class Serving(Part):
     resources: ServingResources = Field(default_factory=ServingResources, description="What a serving pod asks for.")
 
 
-class TunedModelSpec(Part):
+class TunedModelSpec(Part, json_schema_extra=Rules(("self.kind != 'reward' || !self.serving.enabled", NOT_SERVED))):
     """What is wanted."""
 
     base: Base = Field(description="The model that was tuned.")
-    kind: Kind = Field(description="adapter (needs its base), merged (an adapter merged into its base), full (every weight was tuned).")
+    kind: Kind = Field(
+        description="adapter (needs its base), merged (an adapter merged into its base), full (every weight was tuned), reward (a whole model that judges answers)."
+    )
     artifact: Artifact = Field(description="What was published.")
     forms: list[Form] = Field(
         default_factory=list,
@@ -76,6 +82,12 @@ class TunedModelSpec(Part):
     version: str = Field(max_length=63, description="Version of the model; a later job under the same name publishes another.")
     source: ModelSource = Field(default_factory=ModelSource, description="Where the model comes from.")
     serving: Serving = Field(default_factory=Serving, description="Whether and how it is served.")
+
+    @model_validator(mode="after")
+    def _served_models_answer(self) -> "TunedModelSpec":
+        if self.kind is Kind.REWARD and self.serving.enabled:
+            raise ValueError(NOT_SERVED)
+        return self
 
     @property
     def all_forms(self) -> list[Form]:

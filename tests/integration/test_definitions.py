@@ -34,12 +34,16 @@ def job_with(path: str, value: Any, namespace: str) -> dict[str, Any]:
     """A good job with one field set."""
     job = copy.deepcopy(a_job("rules", model="s3://bucket/model/", data="s3://bucket/rows.jsonl"))
     job["metadata"]["namespace"] = namespace
+    set_field(job, path, value)
+    return job
+
+
+def set_field(job: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     node = job["spec"]
     for parent in parents:
         node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
     node[last] = value
-    return job
 
 
 FIELDS = {
@@ -53,7 +57,8 @@ FIELDS = {
     "unknown objective": ("method.objective", "ppo", "method.objective"),
     "dpo's options with another objective": ("method.dpo.beta", 0.2, "dpo holds options of objective dpo"),
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
-    "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo"),
+    "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
+    "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "a tuned model of another namespace": ("model.uri", "model://team-b/helper", "of this namespace only"),
@@ -105,6 +110,7 @@ RIGHT = {
         {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
     ),
     "preferences": ("method", {"objective": "dpo", "dpo": {"beta": 0.05, "labelSmoothing": 0.1}}),
+    "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "a tuned model": ("model.uri", "model://helper@20260301-12345678"),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),
@@ -122,6 +128,23 @@ def test_what_works_is_taken_and_filled_in(kubectl: Kubectl, namespace: str, pat
     for part in path.split("."):
         node = node[int(part)] if isinstance(node, list) else node[part]
     assert node == (node | value if isinstance(value, dict) else value)
+
+
+TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
+    "a reward model that is served": ({"method": {"objective": "reward"}, "deploy": {"enabled": True}}, "judges answers and gives none"),
+    "prompts that are learned from pairs": ({"method": {"objective": "reward"}, "dataset.trainOn": "all"}, "only answers are compared"),
+    "smoothing of tokens in pairs": ({"method": {"objective": "dpo"}, "hyperparameters.labelSmoothing": 0.1}, "is for objective sft"),
+}
+
+
+@pytest.mark.parametrize(("fields", "said"), TOGETHER.values(), ids=TOGETHER)
+def test_what_does_not_fit_together_is_refused_on_apply(kubectl: Kubectl, namespace: str, fields: dict[str, Any], said: str) -> None:
+    job = job_with("suspend", False, namespace)
+    for path, value in fields.items():
+        set_field(job, path, value)
+    with pytest.raises(CommandFailed) as refusal:
+        kubectl.apply(job)
+    assert said in str(refusal.value)
 
 
 FIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

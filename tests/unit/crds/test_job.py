@@ -1,6 +1,7 @@
 """The typed job: what is refused, by which name, and what is filled in."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 from pydantic import ValidationError
@@ -9,7 +10,7 @@ from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import InstructionTuningJob, JobSpec, read_spec
 from tunewright_crds.method import Tuner
 from tunewright_crds.references import references, with_addresses
-from tunewright_crds.tuned_model import Artifact, Base
+from tunewright_crds.tuned_model import Artifact, Base, TunedModelSpec
 
 SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"uri": "s3://b-1/rows.jsonl"}]}}
 
@@ -60,6 +61,8 @@ REFUSED = {
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
+    "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
     "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
@@ -86,9 +89,22 @@ DPO_REFUSED = {
 @pytest.mark.parametrize(("path", "value", "said"), DPO_REFUSED.values(), ids=DPO_REFUSED)
 def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: str) -> None:
     spec = spec_with(path, value)
-    with pytest.raises(ValidationError, match=said):
-        read_spec(spec | {"method": {"objective": "dpo"}})
+    for objective in ("dpo", "reward"):
+        with pytest.raises(ValidationError, match=said):
+            read_spec(spec | {"method": {"objective": objective}})
     read_spec(spec)
+
+
+def test_a_reward_model_is_not_served() -> None:
+    spec = spec_with("deploy.enabled", True)
+    read_spec(spec)
+    with pytest.raises(ValidationError, match="judges answers and gives none"):
+        read_spec(spec | {"method": {"objective": "reward"}})
+    artifact, base = {"uri": "s3://b/a"}, {"uri": "s3://b/x/"}
+    for kind, enabled, fits in (("reward", False, True), ("full", True, True), ("reward", True, False)):
+        model = {"base": base, "artifact": artifact, "version": "1", "kind": kind, "serving": {"enabled": enabled}}
+        with nullcontext() if fits else pytest.raises(ValidationError, match="cannot be served"):
+            TunedModelSpec.model_validate(model)
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])

@@ -10,12 +10,12 @@ from tunewright_crds.errors import ADVICE, EXIT_CODES, FailureClass, FailureCode
 from tunewright_crds.names import Phase
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-job_names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
+job_names = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", fullmatch=True)
 
 
 @given(job_names, st.integers(1, 9999))
 def test_every_child_has_a_valid_name_and_room_for_its_pods(job: str, attempt: int) -> None:
-    for name in (names.prepare_name(job), names.attempt_name(job, attempt)):
+    for name in (names.prepare_name(job), names.shards_name(job), names.attempt_name(job, attempt)):
         assert DNS_LABEL.fullmatch(name)
         assert len(name) <= names.MAX_LABEL - len("-0-abcde")
     assert DNS_LABEL.fullmatch(names.config_name(job, "0123456789ab"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tunewright_crds.dataset import DataFormat, Source, Targets
-from tunewright_crds.method import Objective
+from tunewright_crds.method import Examples
 from tunewright_trainer.prepare import preferences, trees
 from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, texts_of
 from tunewright_trainer.prepare.fields import Fields
@@ -19,11 +19,11 @@ _TREE_KEYS: Final = ("message_tree_id", "message_id", "role", "text")
 
 
 class Converter:
-    """Reads the rows of one source: for objective dpo its pairs. Raises `Refusal` where its template is none; `param` names it then."""
+    """Reads the rows of one source as the examples that an objective learns from. Raises `Refusal` where its template is none; `param` names it then."""
 
-    def __init__(self, source: Source, *, param: str, objective: Objective = Objective.SFT) -> None:
+    def __init__(self, source: Source, *, param: str, examples: Examples = Examples.CONVERSATIONS) -> None:
         self._source = source
-        self._pairs = objective is Objective.DPO
+        self._pairs = examples is Examples.PREFERENCES
         self._template = RowTemplate(source.template, source.choices, param=param) if source.template else None
 
     def conversations(self, rows: Iterable[Numbered]) -> Iterator[Found]:

@@ -1,4 +1,4 @@
-"""Rows that say which of two answers is the better one, for objective dpo."""
+"""Rows that say which of two answers is the better one."""
 
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -12,7 +12,7 @@ from tunewright_trainer.prepare.fields import Fields
 Found = Iterable[Conversation | Drop]
 
 _NEITHER: Final = (
-    "holds no preferences, which objective dpo learns from: neither {prompt, chosen, rejected} nor a tree of ranked answers; "
+    "holds no preferences, which the objective learns from: neither {prompt, chosen, rejected} nor a tree of ranked answers; "
     "name other keys by `columns`, or set method.objective: sft"
 )
 

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from tunewright_crds.dataset import DatasetStatus, Split
-from tunewright_crds.method import Objective
+from tunewright_crds.method import Examples
 from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
@@ -32,6 +32,7 @@ class Findings:
         self.options = task.options
         self.longest = task.longest
         self.objective = task.config.spec.method.objective
+        self.examples = task.config.spec.method.examples
         self.drops = drops
         self.cleaner = Cleaner(task.options.cleaning)
         self.splits: dict[str, Written] = {}
@@ -88,9 +89,10 @@ class Findings:
     def facts(self) -> dict[str, Any]:
         """The report as data."""
         train = self.splits.get(Split.TRAIN.value, Written())
-        packs = self.options.packing and self.objective is not Objective.DPO
+        packs = self.options.packing and self.examples is Examples.CONVERSATIONS
         facts = {
             "objective": self.objective.value,
+            "examples": self.examples.value,
             "dataset": self.status.model_dump(mode="json", by_alias=True, exclude={"reused", "report_uri"}),
             "sources": [
                 {

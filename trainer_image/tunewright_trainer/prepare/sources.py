@@ -152,7 +152,7 @@ def open_sources(config: PodConfig) -> list[OpenSource]:
             _open(
                 config,
                 spec,
-                Converter(spec, param=f"{field}.template", objective=config.spec.method.objective),
+                Converter(spec, param=f"{field}.template", examples=config.spec.method.examples),
                 index=index,
                 param=f"{field}.uri",
             )

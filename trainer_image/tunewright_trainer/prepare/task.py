@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from tunewright_crds.dataset import Dataset, Split
-from tunewright_crds.method import Examples, Objective
+from tunewright_crds.method import Examples
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer.prepare.model import BaseModel, fetch_base_model
 from tunewright_trainer.prepare.sources import OpenSource, open_held_out, open_sources
@@ -74,7 +74,7 @@ class Task:
     def depends(self) -> dict[str, Any]:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
-        objective = {"objective": Objective.DPO.value} if self.pairs else {}
+        examples = {"objective": "dpo"} if self.pairs else {}  # as it was called before other objectives learned from the same pairs
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {
@@ -84,7 +84,7 @@ class Task:
             "seed": self.seed,
             "template": self.template,
             "model": self.model.hashes,
-            **objective,
+            **examples,
             **held_out,
             **commit,
         }

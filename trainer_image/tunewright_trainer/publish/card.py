@@ -4,6 +4,7 @@ from typing import Any, Final
 
 _OBJECTIVES: Final = {
     "sft": "sft (supervised fine-tuning)",
+    "reward": "reward (Bradley-Terry likelihood of pairs: Ouyang et al. 2022, arXiv:2203.02155)",
     "dpo": "dpo (direct preference optimisation: Rafailov et al. 2023, arXiv:2305.18290)",
 }
 _TOLD: Final = (
@@ -13,8 +14,18 @@ _TOLD: Final = (
     "rewards/accuracies",
     "rewards/margins",
     "eval_rewards/accuracies",
+    "accuracy",
+    "margin",
+    "eval_accuracy",
     "epoch",
     "num_tokens",
+)
+
+
+_JUDGE: Final = (
+    "A reward model: it gives no answers but judges them, by one number for a whole conversation, the higher the better. Load it with transformers' "
+    "`AutoModelForSequenceClassification` (num_labels=1), render the conversation with the chat template, and read the one logit. Only differences between "
+    "answers to one prompt mean something.\n\nReward model"
 )
 
 
@@ -23,17 +34,20 @@ def model_card(source: dict[str, Any], metrics: dict[str, float]) -> str:
     base, job = source["base"], source["job"]
     licenses = source["licenses"] or ["not stated"]
     rows = "\n".join(f"| {name} | {metrics[name]:.6g} |" for name in _TOLD if name in metrics)
+    judge = source["objective"] == "reward"
+    task = "text-classification" if judge else "text-generation"
+    what = _JUDGE if judge else "An instruction-tuned model"
     library = "peft" if source["kind"] == "adapter" else "transformers"
     return f"""---
 base_model: {base}
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [tunewright, instruction-tuning]
 ---
 
 # {source["model"]} {source["version"]}
 
-An instruction-tuned model ({source["kind"]}) over `{base}`, made by Tunewright.
+{what} ({source["kind"]}) over `{base}`, made by Tunewright.
 
 - Job: `{job["namespace"]}/{job["name"]}` (`{job["uid"]}`), step {source["step"]}
 - Objective: {_OBJECTIVES[source["objective"]]}

@@ -83,3 +83,12 @@ def write_tokenizer(base_folder: Path, folder: Path, *, job_template: str) -> No
     if path.exists():
         settings = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(settings | {"chat_template": template}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pad_with(folder: Path, token: str) -> None:
+    """Have the tokenizer of ``folder`` pad with the token that the reward model there takes for padding."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.exists():
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(settings | {"pad_token": token}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

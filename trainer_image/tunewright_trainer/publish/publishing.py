@@ -13,7 +13,7 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import OutputForm
-from tunewright_crds.method import Tuner
+from tunewright_crds.method import Objective, Tuner
 from tunewright_crds.pod import PodConfig, Published, PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import Kind
@@ -22,6 +22,7 @@ from tunewright_trainer.publish.card import model_card
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reward_model import padding_of
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Result:
 
 
 def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[], None] = lambda: None) -> Published:
-    """Publish every form that the job asks for; returns the one that is served: the adapter where there is one.
+    """Publish every form that the job asks for; returns the one that is registered: the adapter where there is one, of a reward model the whole.
 
     A complete artefact with the same lineage is taken as done, so that a run killed after publishing may come by again. Raises `Refusal` with
     code Internal where an artefact does not compute what the trained model does; its manifest is then not written.
@@ -52,14 +53,18 @@ def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[
     for kind in kinds(result.config):
         before_each()
         published.append(_publish_one(result, kind, store, work / kind.value))
-    return published[0].model_copy(update={"forms": [form for one in published for form in one.forms]})
+    registered = next((one for one in published if one.kind == Kind.REWARD), published[0])
+    return registered.model_copy(update={"forms": [form for one in published for form in one.forms]})
 
 
 def kinds(config: PodConfig) -> list[Kind]:
-    """What is published, the form to be served first. The adapter also has to come first because merging consumes the adapter."""
+    """What is published: the adapter first, which merging consumes. A reward model is always published whole, for others to ask it without its base."""
+    forms = config.spec.output.formats
+    if config.spec.method.objective is Objective.REWARD:
+        beside = config.spec.method.tuner is not Tuner.FULL and OutputForm.ADAPTER in forms
+        return [Kind.ADAPTER, Kind.REWARD] if beside else [Kind.REWARD]
     if config.spec.method.tuner is Tuner.FULL:
         return [Kind.FULL]
-    forms = config.spec.output.formats
     return [kind for form, kind in ((OutputForm.ADAPTER, Kind.ADAPTER), (OutputForm.MERGED, Kind.MERGED)) if form in forms]
 
 
@@ -104,11 +109,11 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
         found = verify.adapter_logits(result.tuned, folder, probe)
         tolerance = verify.SAME
     else:
-        network = files.merged(result.tuned, result.base_folder) if kind is Kind.MERGED else result.tuned.network
+        network = files.merged(result.tuned, result.base_folder) if result.tuned.peft is not None else result.tuned.network
         expected = probe.logits(network)
         dtype = files.original_dtype(result.base_folder)
         files.write_whole(network, folder, dtype=dtype)
-        found = verify.model_logits(folder, probe, device=result.tuned.device)
+        found = verify.model_logits(folder, probe, like=network)
         tolerance = verify.SAME if dtype is torch.float32 else verify.ROUNDED
     difference = verify.difference(expected, found)
     if difference > tolerance:
@@ -116,6 +121,8 @@ def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> N
             FailureCode.INTERNAL, f"the {kind.value}, loaded again, differs from the trained model by {difference:.2g} of its logits"
         )
     files.write_tokenizer(result.base_folder, folder, job_template=result.config.spec.model.chat_template)
+    if result.config.spec.method.objective is Objective.REWARD:
+        files.pad_with(folder, padding_of(result.base_folder)[1])
     (folder / "README.md").write_text(model_card(source, result.metrics), encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ import torch
 from tunewright_trainer.train import attention
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reward_model import judged
 
 # Greatest difference of a logit, as a share of the greatest logit.
 SAME: Final = 1e-4  # the same arithmetic in another order
@@ -24,11 +25,15 @@ class Probe:
 
     @torch.no_grad()
     def logits(self, network: Any) -> torch.Tensor:
-        """Logits [tokens, vocabulary] in fp32."""
+        """Logits [tokens, vocabulary] in fp32; of a reward model its number at each token, [tokens, 1]."""
         network.eval()
         with attention.documents([self._ids.shape[1]]):
-            answer: torch.Tensor = network(input_ids=self._ids.to(network.device), use_cache=False).logits[0].float().cpu()
-        return answer
+            ids = self._ids.to(network.device)
+            if hasattr(network, "score"):
+                answer = judged(network, network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[:, None]
+            else:
+                answer = network(input_ids=ids, use_cache=False).logits[0].float()
+        return answer.cpu()
 
 
 def adapter_logits(tuned: Tuned, folder: Path, probe: Probe) -> torch.Tensor:
@@ -43,12 +48,10 @@ def adapter_logits(tuned: Tuned, folder: Path, probe: Probe) -> torch.Tensor:
         tuned.peft.delete_adapter(_AGAIN)
 
 
-def model_logits(folder: Path, probe: Probe, *, device: torch.device) -> torch.Tensor:
-    """What a whole model's files give, with the attention that other programs use."""
-    from transformers import AutoModelForCausalLM
-
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-    return probe.logits(network.to(device))
+def model_logits(folder: Path, probe: Probe, *, like: Any) -> torch.Tensor:
+    """What a whole model's files give, with the attention that other programs use; ``like`` is the model that they are of."""
+    network = type(like).from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    return probe.logits(network.to(like.device))
 
 
 def difference(expected: torch.Tensor, found: torch.Tensor) -> float:

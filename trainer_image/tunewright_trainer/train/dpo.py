@@ -13,9 +13,8 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from tunewright_trainer.train import loss
 from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
+from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
-
-Measured = dict[str, float]
 
 
 class Dpo:

@@ -22,6 +22,16 @@ SEND_SECONDS: Final = 10.0  # patience with the front end
 FAREWELL_SECONDS: Final = 5.0  # how long the end of a run waits for its last report
 
 Clock = Callable[[], float]
+Measured = dict[str, float]
+"""Metrics by the field's names."""
+
+_EXTREMES: Final = {"min_reward": min, "max_reward": max}  # the others are shares, whose sum is the whole
+
+
+def added(one: Measured, other: Measured) -> Measured:
+    """Metrics of the parts of a batch as those of both parts together."""
+    both = {name: _EXTREMES[name](one[name], other[name]) if name in _EXTREMES else one[name] + other[name] for name in one.keys() & other}
+    return one | other | both
 
 
 class History:

@@ -14,8 +14,8 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import JobSpec
-from tunewright_crds.method import Tuner
-from tunewright_trainer.train import attention
+from tunewright_crds.method import Objective, Tuner
+from tunewright_trainer.train import attention, reward_model
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def load(folder: Path, spec: JobSpec) -> Tuned:
 
 def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
     """The base model, frozen unless it is tuned whole. Only safetensors are read and no code of the model's own is run."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a pod's log is lines
@@ -104,15 +104,22 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
     options: dict[str, Any] = {"dtype": torch.float32 if whole else compute, "attn_implementation": attention.NAME}
     if spec.method.tuner is Tuner.QLORA:
         options |= _four_bits(compute, device)
+    judge = spec.method.objective is Objective.REWARD
+    if judge:
+        options |= {"num_labels": 1, "pad_token_id": reward_model.padding_of(folder)[0]}
+    kind = AutoModelForSequenceClassification if judge else AutoModelForCausalLM
     try:
-        network, told = AutoModelForCausalLM.from_pretrained(
+        network, told = kind.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
         )
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED, f"the model cannot be loaded: {str(error).splitlines()[0][:300]}", param="spec.model.uri"
         ) from error
     absent = sorted(told["missing_keys"])
+    if judge and reward_model.HEAD in absent:  # a base that is a reward model already has one
+        reward_model.begin_head(network, seed=spec.hyperparameters.seed)
+        absent.remove(reward_model.HEAD)
     if absent:
         raise Refusal(
             FailureCode.MODEL_NOT_FOUND, f"the safetensors files lack {len(absent)} weights, such as {absent[0]}", param="spec.model.uri"
@@ -151,9 +158,13 @@ def add_adapter(network: Any, spec: JobSpec) -> Any:
         lora_dropout=lora.dropout,
         target_modules=targets,
         use_rslora=lora.rslora,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if spec.method.objective is Objective.REWARD else "CAUSAL_LM",  # PEFT trains and saves the head of the former
     )
-    return get_peft_model(network, options)
+    wrapped = get_peft_model(network, options)
+    for weight in network.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return wrapped
 
 
 def check_targets(network: torch.nn.Module, targets: Sequence[str]) -> None:
@@ -183,8 +194,8 @@ def check_isolation(network: Any) -> None:
     vocabulary = int(network.get_input_embeddings().weight.shape[0])
     first, second = [[index % vocabulary for index in range(start, start + 6)] for start in (1, 11)]
     try:
-        together = torch.cat([_logits(network, [first, second])[0, -1:], _logits(network, [second, first])[0, -1:]])
-        alone = torch.cat([_logits(network, [second])[0, -1:], _logits(network, [first])[0, -1:]])
+        together = torch.cat([_hidden(network, [first, second])[0, -1:], _hidden(network, [second, first])[0, -1:]])
+        alone = torch.cat([_hidden(network, [second])[0, -1:], _hidden(network, [first])[0, -1:]])
     except (NotImplementedError, TypeError) as error:
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED, f"the model uses what training cannot do yet: {error}", param="spec.model.uri"
@@ -199,10 +210,10 @@ def check_isolation(network: Any) -> None:
         )
 
 
-def _logits(network: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+def _hidden(network: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
     lengths = [len(text) for text in texts]
     ids = torch.tensor([[token for text in texts for token in text]], device=network.device)
     positions = torch.tensor([[position for length in lengths for position in range(length)]], device=network.device)
     with attention.documents(lengths):
-        logits: torch.Tensor = network(input_ids=ids, position_ids=positions, use_cache=False).logits
-    return logits
+        hidden: torch.Tensor = network.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden

@@ -150,7 +150,7 @@ class Run:
         measured: dict[str, float] = {}
         for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
             shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
-            measured = {name: measured.get(name, 0.0) + share for name, share in shares.items()}
+            measured = metrics.added(measured, shares)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
         _check_finite(step, loss=measured["loss"], norm=norm)
         for group_of_weights in self.optimizer.param_groups:

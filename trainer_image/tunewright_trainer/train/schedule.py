@@ -11,6 +11,7 @@ from tunewright_crds.method import Objective, Tuner
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
 PREFERENCE_RATE: Final = 5e-6  # of adapters that learn preferences
+REWARD_RATES: Final = {True: 1e-5, False: 1e-4}  # of the whole model, and of an adapter with the head; a head that is new learns slowly
 CHECKPOINTS_PER_JOB: Final = 20
 MOST_STEPS_BETWEEN: Final = 500
 
@@ -62,16 +63,23 @@ def plan(spec: JobSpec, rows: int) -> Plan:
     samples = wanted.max_steps * wanted.batch_size if wanted.max_steps else max(1, round(wanted.epochs * rows))
     steps = math.ceil(samples / wanted.batch_size)
     every = spec.checkpointing.every_steps
-    automatic_rate = FULL_RATE if spec.method.tuner is Tuner.FULL else ADAPTER_RATE
-    if spec.method.objective is Objective.DPO:
-        automatic_rate = PREFERENCE_RATE
     return Plan(
         rows=rows,
         batch_size=wanted.batch_size,
         samples=samples,
-        peak_rate=automatic_rate if wanted.learning_rate == "auto" else wanted.learning_rate,
+        peak_rate=automatic_rate(spec) if wanted.learning_rate == "auto" else wanted.learning_rate,
         scheduler=wanted.scheduler,
         warmup_steps=math.ceil(wanted.warmup_ratio * steps),
         evaluate_every=max(1, round(rows / wanted.batch_size / wanted.evaluations_per_epoch)),
         save_every=max(1, min(MOST_STEPS_BETWEEN, round(steps / CHECKPOINTS_PER_JOB))) if every == "auto" else every,
     )
+
+
+def automatic_rate(spec: JobSpec) -> float:
+    """What `learningRate: auto` is."""
+    whole = spec.method.tuner is Tuner.FULL
+    if spec.method.objective is Objective.DPO:
+        return PREFERENCE_RATE
+    if spec.method.objective is Objective.REWARD:
+        return REWARD_RATES[whole]
+    return FULL_RATE if whole else ADAPTER_RATE

@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an answer without a worse one": ({"prompt": "a", "chosen": "b"}, "rejected: is missing"),
     "an answer without a better one": ({"prompt": "a", "rejected": "b"}, "chosen: is missing"),
     "texts without a prompt": ({"chosen": "b", "rejected": "c"}, "prompt: is missing"),
-    "a row of another objective": ({"prompt": "a", "completion": "b"}, "holds no preferences, which objective dpo learns from"),
+    "a row of another objective": ({"prompt": "a", "completion": "b"}, "holds no preferences, which the objective learns from"),
     "a text and messages": (
         {"prompt": "a", "chosen": "b", "rejected": [HI, UNO]},
         "rejected: must begin as chosen does",

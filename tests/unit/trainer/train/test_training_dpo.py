@@ -1,23 +1,18 @@
-"""Learning from preferences: the loss against TRL's, and whole attempts on tiny models."""
+"""Learning from preferences: what the loss is made of, and whole attempts on tiny models. Beside TRL: test_training_golden.py."""
 
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from tests.support import trl_dpo
-from tests.support.models import Layout, tiny_model
+from tests.support.models import tiny_model
+from tests.support.preferences import CPU, NO_DROPOUT, accumulated, adapted, rows_of
 from tests.support.training import (
-    IGNORED,
-    Document,
-    Row,
     a_job,
     documents,
     history,
@@ -27,91 +22,21 @@ from tests.support.training import (
     train_here,
     weights_digest,
 )
-from tests.support.trl_dpo import METRICS
-from tunewright_crds.job import JobSpec
+from tests.support.trl_preferences import METRICS
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
 from tunewright_trainer.train import data
 from tunewright_trainer.train.attention import documents as isolated
 from tunewright_trainer.train.dpo import Dpo, log_probabilities, reference
-from tunewright_trainer.train.model import Tuned, load
+from tunewright_trainer.train.model import load
 
-CPU = torch.device("cpu")
-NO_DROPOUT = {"dropout": 0}
 SHORT = {"batchSize": 4, "epochs": 2, "learningRate": 0.01}
 
 
 def job(**parts: Any) -> PodConfig:
     parts["method"] = {"objective": "dpo"} | parts.get("method", {})
     return a_job(**parts)
-
-
-def rows_of(made: Sequence[Row]) -> list[data.Row]:
-    return [
-        data.Row(
-            np.array([token for ids, _ in row for token in ids], dtype=np.int64),
-            np.array([label for _, labels in row for label in labels], dtype=np.int64),
-            [len(ids) for ids, _ in row],
-        )
-        for row in made
-    ]
-
-
-def adapted(layout: Layout = "llama", *, seed: int = 1) -> Tuned:
-    """A model whose adapter is no longer that of the beginning, so that it differs from its reference."""
-    spec: JobSpec = job(method={"lora": NO_DROPOUT}).spec
-    tuned = load(tiny_model(layout), spec)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in tuned.trainable.items():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
-    return tuned
-
-
-def gradient(tuned: Tuned) -> torch.Tensor:
-    return torch.cat([weight.grad.flatten() for weight in tuned.trainable.values() if weight.grad is not None])
-
-
-def accumulated(tuned: Tuned, made: Sequence[Row], objective: Dpo, *, each: int) -> tuple[dict[str, float], torch.Tensor]:
-    """Metrics of a batch that goes through the model so many rows at once, and its gradient as one vector."""
-    tuned.network.zero_grad()
-    tuned.network.train()
-    found: dict[str, float] = {}
-    rows = rows_of(made)
-    for group in data.grouped(rows, each):
-        shares = objective.backward(tuned, data.micro_batch(group, CPU), share_of=objective.size(rows))
-        found = {name: found.get(name, 0.0) + share for name, share in shares.items()}
-    return found, gradient(tuned)
-
-
-def a_case(folder: Path, model: Path, tuned: Tuned, made: Sequence[Row], *, beta: float) -> Path:
-    """What TRL shall compute: the same ids with the same adapter."""
-    lora = job().spec.method.lora
-    folder.mkdir()
-    save_file({name: weight.detach() for name, weight in tuned.trainable.items()}, folder / "adapter.safetensors")
-    case = {"model": str(model), "beta": beta, "rank": lora.rank, "alpha": lora.alpha, "pairs": [_as_trl(*row) for row in made]}
-    (folder / "case.json").write_text(json.dumps(case))
-    return folder
-
-
-def _as_trl(chosen: Document, rejected: Document) -> dict[str, list[int]]:
-    prompt = sum(label == IGNORED for label in chosen[1])
-    return {"prompt_ids": chosen[0][:prompt], "chosen_ids": chosen[0][prompt:], "rejected_ids": rejected[0][prompt:]}
-
-
-def test_loss_metrics_and_gradient_are_those_of_trl(tmp_path: Path) -> None:
-    made, layouts = pairs(6), ("llama", "gpt2")
-    models = [adapted("llama"), adapted("gpt2")]
-    folders = [a_case(tmp_path / layout, tiny_model(layout), tuned, made, beta=0.3) for layout, tuned in zip(layouts, models, strict=True)]
-    trl_dpo.compute(folders)
-    for folder, tuned in zip(folders, models, strict=True):
-        expected, gradients = json.loads((folder / "metrics.json").read_text()), load_file(folder / "gradient.safetensors")
-        assert abs(expected["rewards/margins"]) > 1e-3, "the adapter has changed something"
-        found, gradient = accumulated(tuned, made, Dpo(beta=0.3, smoothing=0), each=6)
-        assert found == pytest.approx(expected, abs=1e-5)
-        torch.testing.assert_close(gradient, torch.cat([gradients[name].flatten() for name in tuned.trainable]), atol=1e-5, rtol=1e-4)
 
 
 def test_accumulated_is_at_once() -> None:
