@@ -64,7 +64,8 @@ REFUSED = {
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
     "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
-    "more GPUs than one process uses": ("resources.gpus", 2, "resources.gpus"),
+    "more nodes than there may be": ("resources.nodes", 65, "resources.nodes"),
+    "more GPUs than a node has": ("resources.gpus", 17, "resources.gpus"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
     "a model name that Kubernetes would refuse": ("output.modelName", "Big Model", "output.modelName"),
 }
