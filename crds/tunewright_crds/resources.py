@@ -47,8 +47,12 @@ class Resources(PodResources):
         le=64,
         description="Pods that train together, each with the processors, memory and GPUs asked for here. They start, stop and are tried again as one.",
     )
-    gpus: int = Field(
-        0, ge=0, le=16, description="GPUs of each training pod, one process each: 0 trains on processors, in one process a pod."
+    gpus_per_node: int = Field(
+        0,
+        alias="gpusPerNode",
+        ge=0,
+        le=16,
+        description="GPUs of each training pod, one process each: 0 trains on processors, in one process a pod.",
     )
     gpu_resource: str = Field(
         "nvidia.com/gpu",
@@ -62,7 +66,7 @@ class Resources(PodResources):
     @property
     def processes(self) -> int:
         """Training processes of a pod."""
-        return max(1, self.gpus)
+        return max(1, self.gpus_per_node)
 
 
 class ServingResources(Part):

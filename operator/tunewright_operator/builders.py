@@ -224,7 +224,7 @@ def _batch_job(
 
 def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, arguments: list[str]) -> Manifest:
     wanted = config.spec.resources
-    gpus = wanted.gpus if role is Role.TRAIN else 0
+    gpus = wanted.gpus_per_node if role is Role.TRAIN else 0
     secrets = {names.STORAGE_CREDENTIALS: settings.storage_secret}
     if config.spec.model.credentials_secret:
         secrets[names.MODEL_CREDENTIALS] = config.spec.model.credentials_secret

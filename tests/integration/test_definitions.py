@@ -89,7 +89,7 @@ FIELDS = {
     "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
     "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
     "more nodes than there may be": ("resources.nodes", 65, "resources.nodes"),
-    "more GPUs than a node has": ("resources.gpus", 17, "resources.gpus"),
+    "more GPUs than a node has": ("resources.gpusPerNode", 17, "resources.gpusPerNode"),
 }
 
 
@@ -112,7 +112,7 @@ RIGHT = {
     ),
     "preferences": ("method", {"objective": "dpo", "dpo": {"beta": 0.05, "labelSmoothing": 0.1}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
-    "several nodes": ("resources", {"nodes": 4, "gpus": 8}),
+    "several nodes": ("resources", {"nodes": 4, "gpusPerNode": 8}),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "a tuned model": ("model.uri", "model://helper@20260301-12345678"),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),

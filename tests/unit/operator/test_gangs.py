@@ -24,7 +24,7 @@ def gang(nodes: int = 3, **resources: Any) -> World:
 
 
 def test_an_attempt_is_one_indexed_job_with_a_meeting_point() -> None:
-    world = gang(gpus=2, cpu="8")
+    world = gang(gpusPerNode=2, cpu="8")
     batch = world.batches[JOB]["spec"]
     assert (batch["completionMode"], batch["completions"], batch["parallelism"], batch["backoffLimit"]) == ("Indexed", 3, 3, 0)
     pod = batch["template"]["spec"]
@@ -41,7 +41,7 @@ def test_an_attempt_is_one_indexed_job_with_a_meeting_point() -> None:
 
 @pytest.mark.parametrize(("gpus", "processes"), [(0, None), (1, None), (4, "4")])
 def test_one_pod_has_a_meeting_point_only_for_several_processes(gpus: int, processes: str | None) -> None:
-    world = gang(1, gpus=gpus)
+    world = gang(1, gpusPerNode=gpus)
     pod = world.batches[JOB]["spec"]["template"]["spec"]
     told = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     assert ("subdomain" in pod, "completions" in world.batches[JOB]["spec"]) == (False, False)

@@ -280,7 +280,7 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(thread_count(spec.resources.cpu))
-    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus))
+    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus_per_node))
     try:
         yield
     finally:
