@@ -342,6 +342,11 @@ class Dataset(Part, json_schema_extra=_rules):
         """Whether any rows are kept for validation; with ``ref`` only the InstructionDataset knows."""
         return self.validation_fraction > 0 or any(source.split is Split.VALIDATION for source in self.sources)
 
+    @property
+    def has_test(self) -> bool:
+        """Whether any rows are kept for testing; with ``ref`` only the InstructionDataset knows."""
+        return self.test_fraction > 0 or any(source.split is Split.TEST for source in self.sources)
+
 
 _UNTOUCHED: Final = Dataset.model_construct()
 

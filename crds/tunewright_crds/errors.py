@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     STOPPED = 75  # with a complete checkpoint: preempted, suspended
     DENIED = 77
     OUT_OF_MEMORY = 78
+    QUALITY = 79  # the model was tuned and measured, and is not as good as was required
 
 
 class FailureClass(StrEnum):
@@ -45,6 +46,7 @@ class FailureCode(StrEnum):
     CONFIG_INVALID = "ConfigInvalid"
     OUT_OF_MEMORY = "OutOfMemory"
     LOSS_DIVERGED = "LossDiverged"
+    QUALITY_TOO_LOW = "QualityTooLow"
     STALLED = "Stalled"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     IMAGE_PULL_FAILED = "ImagePullFailed"
@@ -68,6 +70,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.CONFIG_INVALID: "Correct the named field and apply the job again.",
     FailureCode.OUT_OF_MEMORY: "Ask for more memory, or lower dataset.maxLength, hyperparameters.microBatchSize or method.lora.rank; tuner qlora needs least.",
     FailureCode.LOSS_DIVERGED: "Lower hyperparameters.learningRate, raise warmupRatio, or look at the data report for odd rows.",
+    FailureCode.QUALITY_TOO_LOW: "Read the evaluation report (status.evaluation.reportUri); tune on more or better data, for longer, or require less. The artefact is kept.",
     FailureCode.STALLED: "Look at the pod's log; a step did not end in the time that steps of this job took before.",
     FailureCode.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds or give the job more resources; checkpoints are kept.",
     FailureCode.IMAGE_PULL_FAILED: "Check the image's name and the namespace's pull secrets.",
@@ -91,6 +94,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.CONFIG_INVALID: ExitCode.CONFIG,
     FailureCode.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
     FailureCode.LOSS_DIVERGED: ExitCode.DATA,
+    FailureCode.QUALITY_TOO_LOW: ExitCode.QUALITY,
     FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_NOT_FOUND: ExitCode.MISSING,
     FailureCode.INTERNAL: ExitCode.INTERNAL,

@@ -41,10 +41,12 @@ class Rules(dict[str, Any]):
         super().__init__({"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]})
 
 
-def untouched(model: type[BaseModel], *, but: str = "", at: str = "self") -> list[str]:
-    """CEL terms that hold while every field but one has its default."""
+def untouched(model: type[BaseModel], *, but: str = "", only: str = "", at: str = "self") -> list[str]:
+    """CEL terms that hold while every field but one, or only one, has its default."""
     terms = []
     for name, field in model.model_fields.items():
+        if only not in ("", name):
+            continue
         place, default = f"{at}.{field.alias or name}", field.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
             terms += untouched(type(default), at=place)

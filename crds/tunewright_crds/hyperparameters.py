@@ -35,14 +35,14 @@ class Hyperparameters(Part):
     learning_rate: AutoRate = Field(
         "auto",
         alias="learningRate",
-        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full; with objective dpo 5e-6; with objective reward 1e-4 and 1e-5).",
+        description="Peak learning rate: a number above 0 and at most 1, or auto (2e-4 for adapters, 2e-5 for full; with objective dpo 5e-6; with objective reward 1e-4 and 1e-5; with rewards 1e-5 and 1e-6).",
     )
     batch_size: int = Field(
         16,
         alias="batchSize",
         ge=1,
         le=65_536,
-        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences; with objectives dpo and reward: pairs).",
+        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences; with objectives dpo and reward: pairs; with grpo and rloo: prompts).",
     )
     micro_batch_size: AutoCount = Field(
         "auto",

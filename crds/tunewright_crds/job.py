@@ -3,6 +3,7 @@
 A field that is here has an effect; what is not here is refused by name.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
+from tunewright_crds.evaluation import MEASURES, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MODEL_PINNED,
@@ -26,7 +28,21 @@ from tunewright_crds.fields import (
     untouched,
 )
 from tunewright_crds.hyperparameters import Hyperparameters
-from tunewright_crds.method import LEARNS_FROM, OPTIONS, UNFIT, Examples, Method, Objective, either, misplaced
+from tunewright_crds.method import (
+    APART,
+    LEARNS_FROM,
+    NEEDS_REWARDS,
+    OPTIONS,
+    REINFORCED,
+    TUNER_OPTIONS,
+    UNFIT,
+    Examples,
+    Method,
+    Objective,
+    either,
+    misplaced,
+    misplaced_of_tuner,
+)
 from tunewright_crds.resources import Resources, ServingResources
 from tunewright_crds.status import JobStatus
 
@@ -137,11 +153,13 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_ANSWERS_ONLY: Final = "with another objective than sft only answers are compared: trainOn is response or last-response"
+_ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
+_TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
+_LISTS: Final = ("output.formats",)  # fields that hold several values
 _FORMATS: Final = {Examples.PREFERENCES: (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)}
 
 
@@ -158,14 +176,14 @@ def _only(examples: Examples) -> str:
     return f"with objective {either(_objectives(examples))} every source holds {examples.value}: format {either(_FORMATS[examples])}, and no template"
 
 
-def _cel(values: Iterable[str]) -> str:
+def _cel(values: Iterable[str | bool]) -> str:
     return f"[{', '.join(repr(str(value)) for value in values)}]"
 
 
 def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     """What the API server is told of objectives, their options and their data; `JobSpec` says the same in Python."""
     for field, objectives in OPTIONS.items():
-        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        left_out = " && ".join(untouched(Method, only=field, at="self.method"))
         yield f"self.method.objective in {_cel(objectives)} || ({left_out})", misplaced(field)
     for examples, formats in _FORMATS.items():
         learns = f"self.method.objective in {_cel(_objectives(examples))}"
@@ -175,14 +193,58 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
     yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
     yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
+    yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
+    yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS
     for (objective, tuner), why in UNFIT.items():
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
+
+
+def _rules_of_requirements() -> Iterator[tuple[str, str]]:
+    """What the API server is told of `evaluation.require` beside objective and data; `JobSpec` says the same in Python."""
+    none = "self.evaluation.require.size() == 0"
+    yield (
+        f"{none} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
+        NO_TEST_ROWS,
+    )
+    for objective in Objective:
+        measured = MEASURES.get(objective, ())
+        if len(measured) < len(MetricName):
+            can = f"self.evaluation.require.all(r, r.metric in {_cel(measured)})" if measured else none
+            yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
+
+
+def _rules_of_tuners() -> Iterator[tuple[str, str]]:
+    """What the API server is told of tuners, and of fields that do not go together. It cannot look into `method.options`."""
+    for field, tuners in TUNER_OPTIONS.items():
+        left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
+        yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    for pair in APART:
+        yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
+
+
+def _is_among(field: str, values: Iterable[str | bool]) -> str:
+    if field in _LISTS:
+        return f"self.{field}.exists(one, one in {_cel(values)})"
+    if all(isinstance(value, bool) for value in values):
+        return f"self.{field} in {json.dumps(list(values))}"
+    return f"self.{field} in {_cel(values)}"
+
+
+def _found(spec: "JobSpec", field: str) -> list[Any]:
+    """The values of a field: all of a list's."""
+    node: Any = spec
+    for alias in field.split("."):
+        node = getattr(node, next(name for name, info in type(node).model_fields.items() if alias in (name, info.alias)))
+    return node if isinstance(node, list) else [node]
 
 
 class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
+        *_rules_of_requirements(),
+        *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
     ),
 ):
@@ -194,6 +256,7 @@ class JobSpec(
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Numbers of the optimisation.")
     resources: Resources = Field(default_factory=Resources, description="What the pods ask for.")
     checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Output = Field(default_factory=Output, description="What is published.")
     deploy: Deploy = Field(default_factory=Deploy, description="Serve the tuned model once it is published.")
     suspend: bool = Field(False, description="Stop with a checkpoint and hold; false goes on at the exact step.")
@@ -224,12 +287,21 @@ class JobSpec(
             return self
         if self.dataset.ref:
             raise ValueError(_REF_HAS_CONVERSATIONS)
-        if any(source.template or source.format not in _FORMATS[examples] for source in sources):
+        if examples in _FORMATS and any(source.template or source.format not in _FORMATS[examples] for source in sources):
             raise ValueError(_only(examples))
+        if examples is Examples.PROMPTS and any(source.format is DataFormat.TEXT for source in sources):
+            raise ValueError(_TEXT_ANSWERS_NOTHING)
         if self.dataset.train_on is TrainOn.ALL:
             raise ValueError(_ANSWERS_ONLY)
         if self.hyperparameters.label_smoothing:
             raise ValueError(_OTHER_SMOOTHING)
+        return self
+
+    @model_validator(mode="after")
+    def _fields_go_together(self) -> "JobSpec":
+        for pair in APART:
+            if not {*pair.values}.isdisjoint(_found(self, pair.field)) and not {*pair.others}.isdisjoint(_found(self, pair.other)):
+                raise ValueError(pair.because)
         return self
 
     @model_validator(mode="after")
@@ -242,6 +314,14 @@ class JobSpec(
     def _early_stopping_has_validation(self) -> "JobSpec":
         if self.hyperparameters.early_stopping.enabled and not (self.dataset.ref or self.dataset.has_validation):
             raise ValueError("earlyStopping needs validation rows: set validationFraction, or a source with split: validation")
+        return self
+
+    @model_validator(mode="after")
+    def _requirements_can_be_met(self) -> "JobSpec":
+        if self.evaluation.require and not (self.dataset.ref or self.dataset.has_test):
+            raise ValueError(NO_TEST_ROWS)
+        if why := unfit(self.evaluation, self.method.objective):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")
@@ -262,6 +342,7 @@ class InstructionTuningJob(
         (f"{_STARTED} || self.spec.hyperparameters == oldSelf.spec.hyperparameters", f"spec.hyperparameters {_FROZEN}"),
         (f"{_STARTED} || self.spec.resources == oldSelf.spec.resources", f"spec.resources {_FROZEN}"),
         (f"{_STARTED} || self.spec.checkpointing == oldSelf.spec.checkpointing", f"spec.checkpointing {_FROZEN}"),
+        (f"{_STARTED} || self.spec.evaluation == oldSelf.spec.evaluation", f"spec.evaluation {_FROZEN}"),
         (f"{_STARTED} || self.spec.output == oldSelf.spec.output", f"spec.output {_FROZEN}"),
         (
             "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || self.spec.cancel",

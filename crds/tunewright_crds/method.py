@@ -2,23 +2,87 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part
+from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, RewardTerm, Rloo
 
 
 class Objective(StrEnum):
     SFT = "sft"
     DPO = "dpo"
     REWARD = "reward"
+    GRPO = "grpo"
+    RLOO = "rloo"
 
 
 class Tuner(StrEnum):
+    """Each but full, qlora, dora and bitfit is a method of PEFT; most are called there as they are here."""
+
     FULL = "full"
     LORA = "lora"
     QLORA = "qlora"
+    DORA = "dora"
+    ADAMSS = "adamss"
+    ADAPTION_PROMPT = "adaption-prompt"
+    BEFT = "beft"
+    BITFIT = "bitfit"
+    BOFT = "boft"
+    C3A = "c3a"
+    DEFT = "deft"
+    DELORA = "delora"
+    FOURIERFT = "fourierft"
+    FROD = "frod"
+    GLORA = "glora"
+    GRALORA = "gralora"
+    HIRA = "hira"
+    HRA = "hra"
+    IA3 = "ia3"
+    LILY = "lily"
+    LN_TUNING = "ln-tuning"
+    LOHA = "loha"
+    LOKR = "lokr"
+    MISS = "miss"
+    OFT = "oft"
+    OSF = "osf"
+    PEANUT = "peanut"
+    PSOFT = "psoft"
+    PVERA = "pvera"
+    RANDLORA = "randlora"
+    ROAD = "road"
+    SHIRA = "shira"
+    SUPERTUNING = "supertuning"
+    TINYLORA = "tinylora"
+    UNILORA = "unilora"
+    VBLORA = "vblora"
+    VERA = "vera"
+    WAVEFT = "waveft"
+
+
+WHOLE: Final = (Tuner.FULL, Tuner.BITFIT)  # they change weights of the model itself, and publish all of it
+LORA_FAMILY: Final = (Tuner.LORA, Tuner.QLORA, Tuner.DORA)
+UNMERGED: Final = (Tuner.ADAPTION_PROMPT, Tuner.BEFT, Tuner.LILY)  # their adapters cannot be added into the weights
+# Their adapters can be written as LoRA matrices.
+CONVERTIBLE: Final = (
+    Tuner.DORA,
+    Tuner.C3A,
+    Tuner.DELORA,
+    Tuner.FOURIERFT,
+    Tuner.GRALORA,
+    Tuner.LOHA,
+    Tuner.LOKR,
+    Tuner.MISS,
+    Tuner.PSOFT,
+    Tuner.RANDLORA,
+    Tuner.TINYLORA,
+    Tuner.UNILORA,
+    Tuner.VBLORA,
+    Tuner.VERA,
+    Tuner.WAVEFT,
+)
+MAX_OPTIONS: Final = 32
 
 
 class Examples(StrEnum):
@@ -26,21 +90,26 @@ class Examples(StrEnum):
 
     CONVERSATIONS = "conversations"
     PREFERENCES = "preferences"  # a chosen and a rejected answer to one prompt
+    PROMPTS = "prompts"  # what comes before the last answer of a conversation; the answer is what rewards may compare with
 
 
 LEARNS_FROM: Final[dict[Objective, Examples]] = {
     Objective.SFT: Examples.CONVERSATIONS,
     Objective.DPO: Examples.PREFERENCES,
     Objective.REWARD: Examples.PREFERENCES,
+    Objective.GRPO: Examples.PROMPTS,
+    Objective.RLOO: Examples.PROMPTS,
 }
+REINFORCED: Final = tuple(objective for objective, examples in LEARNS_FROM.items() if examples is Examples.PROMPTS)
+"""The objectives that learn from rewards for answers of the model's own."""
 
 
 class Lora(Part):
-    """Options of the LoRA tuners (Hu et al. 2021, arXiv:2106.09685)."""
+    """Options of the LoRA tuners (Hu et al. 2021, arXiv:2106.09685; with dora: Liu et al. 2024, arXiv:2402.09353)."""
 
     rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
     alpha: float = Field(
-        32, gt=0, le=65_536, description="Scale: the adapter's output is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."
+        32.0, gt=0, le=65_536, description="Scale: the adapter's output is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."
     )
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapter's input while training.")
     target_modules: str = Field(
@@ -83,6 +152,24 @@ class Reward(Part):
     )
 
 
+NEEDS_REWARDS: Final = "an objective that learns from rewards needs some: give method.rewards"
+
+
+class Apart(NamedTuple):
+    """Two fields of the spec whose values do not go together: not these of the one with those of the other."""
+
+    field: str
+    values: Sequence[str | bool]
+    other: str
+    others: Sequence[str | bool]
+    because: str
+
+
+def every(names: type[StrEnum], *, but: Sequence[StrEnum]) -> tuple[str, ...]:
+    """The values of an enumeration without some."""
+    return tuple(name.value for name in names if name not in but)
+
+
 # Pairs of objective and tuner that cannot be, and why.
 UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
     (Objective.DPO, Tuner.FULL): "objective dpo needs tuner lora or qlora: what the model was before is itself without its adapter; "
@@ -93,8 +180,36 @@ UNFIT: Final[dict[tuple[Objective, Tuner], str]] = {
     ): "objective reward needs tuner lora or full: a reward model is published whole, over weights that are not in 4 bits",
 }
 
+# More that does not go together, in terms of any two fields of a job's spec.
+APART: Final[tuple[Apart, ...]] = (
+    Apart("method.tuner", UNMERGED, "output.formats", ("merged",), "an adapter of this tuner cannot be merged: take format adapter"),
+    Apart(
+        "method.tuner",
+        (Tuner.BITFIT,),
+        "method.objective",
+        every(Objective, but=(Objective.SFT,)),
+        "tuner bitfit is for objective sft: it has no adapter to be set aside, and trains no head",
+    ),
+    Apart(
+        "method.objective",
+        (Objective.REWARD,),
+        "method.tuner",
+        every(Tuner, but=(Tuner.FULL, *LORA_FAMILY)),
+        "objective reward needs tuner lora, dora or full",
+    ),
+)
+
 # Fields of `method` that hold options, and the objectives that these are for.
-OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {"dpo": (Objective.DPO,), "reward": (Objective.REWARD,)}
+OPTIONS: Final[dict[str, tuple[Objective, ...]]] = {
+    "dpo": (Objective.DPO,),
+    "reward": (Objective.REWARD,),
+    "grpo": (Objective.GRPO,),
+    "rloo": (Objective.RLOO,),
+    "rewards": REINFORCED,
+}
+# The same for tuners.
+TUNER_OPTIONS: Final[dict[str, tuple[Tuner, ...]]] = {"lora": LORA_FAMILY}
+NO_OPTIONS: Final = f"tuner {' and '.join(WHOLE)} have no options: leave method.options out"
 
 
 def either(names: Sequence[str]) -> str:
@@ -108,40 +223,71 @@ def misplaced(field: str) -> str:
     return f"{field} holds options of objective {names}: set objective: {OPTIONS[field][0]}, or leave them out"
 
 
+def misplaced_of_tuner(field: str) -> str:
+    """What is said of options of another tuner than the job's."""
+    return f"{field} holds options of tuner {either(TUNER_OPTIONS[field])}; those of other tuners stand in method.options"
+
+
 class Method(Part):
     """How the model is tuned.
 
     The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
     all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise; it
-    needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model.
+    needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model. bitfit trains the biases of a
+    model that has some (GPT-2, Qwen2). dora splits weights into size and direction. ia3 and ln-tuning train least. The others are the
+    methods of PEFT, by its names.
+
+    options are those of the tuner's config class in PEFT, by its names: {r: 8} with loha, {num_virtual_tokens: 16} with prompt. What PEFT
+    does not know is refused before a pod with a GPU is made.
 
     lora.rank sets the adapter's size and lora.alpha / lora.rank its scale: more rank for tasks far from what the base knows.
     lora.targetModules takes all linear layers but the output head; lora.dropout helps against small data being learned by heart.
     The objective is what is optimised. sft, supervised fine-tuning: the responses are learned, the prompts only read (see
     spec.dataset.trainOn). dpo, direct preference optimisation: from pairs of a chosen and a rejected answer to one prompt, to prefer the chosen
     one, without going further than need be from what the model was; usually done with a model that sft has tuned. reward: from such pairs, to judge
-    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks.
+    answers by a number, the higher the better; what comes of it is no language model but a judge, which reinforcement learning asks. grpo and
+    rloo: the model answers the prompts of the data itself, and learns to answer as it is rewarded (see rewards), for which an answer of the data
+    may be compared with its own.
     """
 
     objective: Objective = Field(
         Objective.SFT,
-        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), or reward (a model that judges answers, from the same pairs; full and lora only).",
+        description="What is optimised: sft (supervised fine-tuning on the responses), dpo (preferring the chosen answer of a pair to the rejected one; lora and qlora only), reward (a model that judges answers, from the same pairs; full and lora only), "
+        "grpo or rloo (rewards for answers of the model's own, each compared with others to the same prompt).",
     )
     tuner: Tuner = Field(
         Tuner.LORA,
-        description="Which weights change: full (all), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU).",
+        description="Which weights change: full (all), bitfit (biases), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU), or another adapter of PEFT.",
     )
-    lora: Lora = Field(default_factory=Lora, description="Options of lora and qlora.")
+    lora: Lora = Field(default_factory=Lora, description="Options of lora, qlora and dora.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        max_length=MAX_OPTIONS,
+        description="Further options of an adapter, by the names of its config class in PEFT.",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
     dpo: Dpo = Field(default_factory=Dpo, description="Options of objective dpo.")
     reward: Reward = Field(default_factory=Reward, description="Options of objective reward.")
+    grpo: Grpo = Field(default_factory=Grpo, description="Options of objective grpo.")
+    rloo: Rloo = Field(default_factory=Rloo, description="Options of objective rloo.")
+    rewards: list[RewardTerm] = Field(
+        default_factory=list, max_length=MAX_REWARDS, description="What answers are rewarded for, with objectives that learn from rewards."
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Method":
         for field, objectives in OPTIONS.items():
             if self.objective not in objectives and (options := getattr(self, field)) != type(options)():
                 raise ValueError(misplaced(field))
+        for field, tuners in TUNER_OPTIONS.items():
+            if self.tuner not in tuners and (options := getattr(self, field)) != type(options)():
+                raise ValueError(misplaced_of_tuner(field))
+        if self.options and self.tuner in WHOLE:
+            raise ValueError(NO_OPTIONS)
         if unfit := UNFIT.get((self.objective, self.tuner)):
             raise ValueError(unfit)
+        if self.objective in REINFORCED and not self.rewards:
+            raise ValueError(NEEDS_REWARDS)
         return self
 
     @property

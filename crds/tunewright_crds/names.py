@@ -66,6 +66,7 @@ class Role(StrEnum):
     SHARD = "shard"
     PREPARE = "prepare"
     TRAIN = "train"
+    EVALUATE = "evaluate"
     SERVE = "serve"
     DISCARD = "discard"
 
@@ -76,6 +77,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     PREPARING = "Preparing"
     TRAINING = "Training"
+    EVALUATING = "Evaluating"
     PUBLISHING = "Publishing"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
@@ -103,6 +105,7 @@ class Condition(StrEnum):
     MODEL_READY = "ModelReady"
     DATA_READY = "DataReady"
     TRAINING = "Training"
+    EVALUATED = "Evaluated"
     ARTIFACT_PUBLISHED = "ArtifactPublished"
     DEPLOYED = "Deployed"
     SUSPENDED = "Suspended"
@@ -125,6 +128,8 @@ class Reason(StrEnum):
     MODEL_TAKEN = "ModelTaken"
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_ENDED = "AttemptEnded"
+    EVALUATING = "Evaluating"
+    EVALUATED = "Evaluated"
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     PUBLISHED = "Published"
@@ -196,6 +201,11 @@ def attempt_name(job: str, number: int) -> str:
 def peers_name(uid: str) -> str:
     """The Service under which the pods of a job find one another. Not made of the job's name: a Service's may not begin with a digit."""
     return f"peers-{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
+
+
+def evaluate_name(job: str) -> str:
+    """The batch Job that measures what ``job`` has tuned."""
+    return child_name(job, "evaluate", limit=MAX_LABEL - _POD_SUFFIX)
 
 
 def volume_path(claim: str) -> str:

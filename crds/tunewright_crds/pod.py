@@ -7,12 +7,14 @@ from pydantic import Field
 
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
+from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.job import JobSpec
-from tunewright_crds.status import BestCheckpoint, CheckpointStatus, Progress
+from tunewright_crds.status import BestCheckpoint, CheckpointStatus, Progress, PublishedForm
 
 MAX_TERMINATION_BYTES: Final = 4096  # the kubelet keeps no more
 MAX_PROGRESS_BYTES: Final = 65_536
+_SHORTEST: Final = MAX_MESSAGE // 2  # a message that says what is wrong
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -56,14 +58,6 @@ class Failed(Part):
     param: str = ""
 
 
-class PublishedForm(Part):
-    """One form of a published model."""
-
-    kind: str
-    uri: str
-    digest: str
-
-
 class Published(Part):
     """What ``train`` published: the form that is served, and all that there are."""
 
@@ -85,9 +79,10 @@ class Outcome(Part):
     last_checkpoint: CheckpointStatus | None = None
     best_checkpoint: BestCheckpoint | None = None
     artifact: Published | None = None
+    evaluation: EvaluationStatus | None = None
 
     def bounded(self) -> str:
-        """JSON of at most ``MAX_TERMINATION_BYTES`` bytes, without control characters; a long message is cut."""
+        """JSON of at most ``MAX_TERMINATION_BYTES`` bytes, without control characters; a long message is cut, then the last metrics are left out."""
         room = MAX_MESSAGE
         while True:
             copy = self.model_copy(deep=True)
@@ -97,6 +92,9 @@ class Outcome(Part):
             text = copy.model_dump_json(exclude_none=True, by_alias=False)
             if len(text.encode()) <= MAX_TERMINATION_BYTES:
                 return text
+            if room <= _SHORTEST and self.evaluation and self.evaluation.metrics:
+                kept = self.evaluation.model_copy(update={"metrics": self.evaluation.metrics[:-1]})
+                return self.model_copy(update={"evaluation": kept}).bounded()
             room //= 2
 
 

@@ -6,6 +6,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from tunewright_crds.dataset import DatasetStatus
+from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.names import Phase
 
@@ -96,12 +97,25 @@ class Requeue(Part):
     not_before: datetime | None = Field(None, alias="notBefore", description="When the next attempt may start.")
 
 
+class PublishedForm(Part):
+    """One form of a published model."""
+
+    kind: str = Field(max_length=16, description="adapter, merged, full or reward.")
+    uri: str = Field(max_length=2048, description="Folder of the artefact.")
+    digest: str = Field(max_length=128, description="Hash of the artefact's manifest.")
+
+
 class ModelStatus(Part):
     """What was published."""
 
     name: str = Field("", max_length=253, description="Name of the TunedModel.")
     version: str = Field("", max_length=63, description="Its version.")
     uri: str = Field("", max_length=2048, description="Folder of the artefact.")
+    kind: str = Field("", max_length=16, description="adapter, merged, full or reward.")
+    digest: str = Field("", max_length=128, description="Hash of the artefact's manifest.")
+    base: str = Field("", max_length=2048, description="The model that was tuned; of the hub's at the commit that was read.")
+    forms: list[PublishedForm] = Field(default_factory=list, max_length=8, description="Every form that was published.")
+    step: int = Field(0, ge=0, description="Optimizer step that training ended with.")
 
 
 class ErrorStatus(Part):
@@ -163,4 +177,5 @@ class JobStatus(PreparationStatus):
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
     )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
-    model: ModelStatus | None = Field(None, description="What was published.")
+    model: ModelStatus | None = Field(None, description="What was trained and lies in storage; the TunedModel is made once it is measured.")
+    evaluation: EvaluationStatus | None = Field(None, description="What was measured of the model.")

@@ -28,6 +28,11 @@ def step_name(step: int) -> str:
     return f"step-{step:0{STEP_DIGITS}d}"
 
 
+def evaluation_key(namespace: str, uid: str) -> str:
+    """The folder of what was measured of a job's model."""
+    return f"{job_key(namespace, uid)}/evaluation"
+
+
 def metrics_key(namespace: str, uid: str) -> str:
     """The folder of a job's metric history."""
     return f"{job_key(namespace, uid)}/metrics"

@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
+from tunewright_crds.evaluation import MAX_METRICS, Measured
 from tunewright_crds.fields import Part, Rules, SecretName
 from tunewright_crds.resources import ServingResources
 from tunewright_crds.status import ConditionStatus
@@ -81,6 +82,9 @@ class TunedModelSpec(Part, json_schema_extra=Rules(("self.kind != 'reward' || !s
     )
     version: str = Field(max_length=63, description="Version of the model; a later job under the same name publishes another.")
     source: ModelSource = Field(default_factory=ModelSource, description="Where the model comes from.")
+    metrics: list[Measured] = Field(
+        default_factory=list, max_length=MAX_METRICS, description="What was measured of it on the test rows, beside its base."
+    )
     serving: Serving = Field(default_factory=Serving, description="Whether and how it is served.")
 
     @model_validator(mode="after")

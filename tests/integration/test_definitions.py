@@ -59,6 +59,16 @@ FIELDS = {
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
+    "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective grpo or rloo"),
+    "nothing that is rewarded": ("method.objective", "rloo", "an objective that learns from rewards needs some"),
+    "a reward of no pattern": ("method", {"objective": "grpo", "rewards": [{"type": "regex"}]}, "pattern is for type regex"),
+    "a reward of no length": ("method", {"objective": "grpo", "rewards": [{"type": "length", "min": 2, "max": 1}]}, "min is above max"),
+    "options of lora with another tuner": (
+        "method",
+        {"tuner": "ia3", "lora": {"rank": 8}},
+        "lora holds options of tuner lora, qlora or dora",
+    ),
+    "biases of a reward model": ("method", {"objective": "reward", "tuner": "bitfit"}, "tuner bitfit is for objective sft"),
     "unknown tuner": ("method.tuner", "magic", "method.tuner"),
     "another scheme": ("model.uri", "ftp://bucket/x", "model.uri"),
     "a tuned model of another namespace": ("model.uri", "model://team-b/helper", "of this namespace only"),
@@ -111,14 +121,36 @@ RIGHT = {
         {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
     ),
     "preferences": ("method", {"objective": "dpo", "dpo": {"beta": 0.05, "labelSmoothing": 0.1}}),
+    "what is measured": (
+        "evaluation",
+        {"fewShot": [0, 4], "maxExamples": 50, "classification": "always", "maxNewTokens": 16, "compareWithBase": False},
+    ),
+    "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "several nodes": ("resources", {"nodes": 4, "gpusPerNode": 8}),
+    "rewards": (
+        "method",
+        {
+            "objective": "grpo",
+            "grpo": {"generations": 4},
+            "rewards": [{"type": "regex", "pattern": "a", "weight": 2}, {"type": "length", "max": 9}],
+        },
+    ),
     "half of the rows": ("dataset.sources.0.weight", 0.5),
     "a tuned model": ("model.uri", "model://helper@20260301-12345678"),
     "columns": ("dataset.sources.0.columns", {"output": "answer"}),
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}),
     "an InstructionDataset, with defaults written out": ("dataset", {"ref": "support-v1", "validationFraction": 0.05, "testFraction": 0}),
 }
+
+
+def holds(node: Any, value: Any) -> bool:
+    """Whether what is stored is what was applied, with more fields in its objects."""
+    if isinstance(value, dict):
+        return all(name in node and holds(node[name], inner) for name, inner in value.items())
+    if isinstance(value, list):
+        return len(node) == len(value) and all(map(holds, node, value))
+    return bool(node == value)
 
 
 @pytest.mark.parametrize(("path", "value"), RIGHT.values(), ids=RIGHT)
@@ -129,12 +161,29 @@ def test_what_works_is_taken_and_filled_in(kubectl: Kubectl, namespace: str, pat
     node: Any = spec
     for part in path.split("."):
         node = node[int(part)] if isinstance(node, list) else node[part]
-    assert node == (node | value if isinstance(value, dict) else value)
+    assert holds(node, value)
+
+
+def _required(**requirement: Any) -> dict[str, Any]:
+    """A job that requires something of its model, and has rows to test it with."""
+    return {"evaluation": {"require": [requirement]}, "dataset.testFraction": 0.1}
 
 
 TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
     "a reward model that is served": ({"method": {"objective": "reward"}, "deploy": {"enabled": True}}, "judges answers and gives none"),
-    "prompts that are learned from pairs": ({"method": {"objective": "reward"}, "dataset.trainOn": "all"}, "only answers are compared"),
+    "prompts that are learned from pairs": ({"method": {"objective": "reward"}, "dataset.trainOn": "all"}, "only answers count"),
+    "a requirement without a bound": (_required(metric="loss"), "give min, max or betterThanBase"),
+    "bounds the wrong way round": (_required(metric="loss", min=2, max=1.5), "min must not be above max"),
+    "a metric that nobody measures": (_required(metric="taste", min=1), "evaluation.require[0].metric"),
+    "a task that is not measured": (_required(metric="f1", min=0.5, fewShot=4), "takes a fewShot that is not measured"),
+    "required and not enabled": (_required(metric="f1", min=0.5) | {"evaluation.enabled": False}, "for an evaluation that is enabled"),
+    "better than a base that is not measured": (
+        _required(metric="f1", betterThanBase=True) | {"evaluation.compareWithBase": False},
+        "needs compareWithBase",
+    ),
+    "required without test rows": (_required(metric="f1", min=0.5) | {"dataset.testFraction": 0}, "require needs rows to test with"),
+    "preferences of conversations": (_required(metric="preference_accuracy", min=0.5), "is not measured by preference_accuracy"),
+    "answers of a reward model": (_required(metric="f1", min=0.5) | {"method": {"objective": "reward"}}, "can name preference_accuracy"),
     "smoothing of tokens in pairs": ({"method": {"objective": "dpo"}, "hyperparameters.labelSmoothing": 0.1}, "is for objective sft"),
 }
 
@@ -156,6 +205,7 @@ FIXED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hyper-parameters": ({"hyperparameters": {"seed": 7}}, {"hyperparameters": {"seed": 8}}),
     "resources": ({"resources": {"cpu": "3"}}, {"resources": {"cpu": "4"}}),
     "checkpointing": ({"checkpointing": {"keep": 3}}, {"checkpointing": {"keep": 4}}),
+    "evaluation": ({"evaluation": {"maxExamples": 3}}, {"evaluation": {"maxExamples": 4}}),
     "output": ({"output": {"modelName": "other"}}, {"output": {"modelName": "third"}}),
 }
 

@@ -35,6 +35,20 @@ def tiny_model(layout: Layout = "llama", *, chat_template: bool = False) -> Path
     return folder
 
 
+@functools.cache
+def decided_model() -> Path:
+    """A `tiny_model` whose output head is larger: its answers are far from evenly random, and a small change moves them, as in a model that has learned."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(tempfile.mkdtemp(prefix="decided-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(tiny_model("llama", chat_template=True), folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= 12
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def byte_tokenizer(*, chat_template: str | None = None) -> Any:
     """Every byte is a token of its own, so any text can be tokenised and its tokens counted by hand; markers are single tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers

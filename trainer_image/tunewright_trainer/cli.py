@@ -4,15 +4,20 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunewright_crds import names
+from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.method import Tuner
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer.process import do_without, ending, work_under_way
+
+if TYPE_CHECKING:
+    from tunewright_trainer.storage import Store
 
 app = typer.Typer(name="tunewright-trainer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 log = logging.getLogger(__name__)
@@ -113,6 +118,23 @@ def train(
         end.outcome = training.run(job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=Path(names.SCRATCH), store=store)
 
 
+@app.command()
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="Digest of the prepared data.")],
+    model: Annotated[str, typer.Option(help="Address of the published model.")],
+    config: Config = Path(names.CONFIG_FILE),
+) -> None:
+    """Measure a published model on the test rows, beside its base, and judge it by what the job requires."""
+    with ending("evaluate", quote_errors=False) as end:
+        from tunewright_trainer import evaluate as evaluating
+        from tunewright_trainer.config import load_pod_config
+        from tunewright_trainer.storage import open_store
+
+        job = load_pod_config(config)
+        _load_no_more_than(job)
+        end.outcome = evaluating.run(job, dataset_digest=dataset, model_uri=model, work=Path(names.SCRATCH), store=open_store(job.storage))
+
+
 def _load_no_more_than(config: PodConfig) -> None:
     """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not."""
     if config.spec.method.tuner is not Tuner.QLORA:
@@ -142,7 +164,7 @@ def serve(
 
 @app.command()
 def run(manifest: Manifest, output: Output) -> None:
-    """Prepare, train and publish on this machine, with the manifest that a cluster would be given. Run again, it goes on from its checkpoints."""
+    """Prepare, train, publish and evaluate on this machine, with the manifest that a cluster would be given. Run again, it goes on from its checkpoints."""
     work_under_way.set()
     with ending("run") as end:
         from tunewright_trainer.config import load_manifest
@@ -162,13 +184,38 @@ def _run_here(config: PodConfig, output: Path) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="tunewright-") as work:
         prepared = preparing.run(config, work=Path(work), store=store)
         assert prepared.dataset is not None
+        _check_test_rows(config, prepared.dataset)
         attempt = 1 + sum(1 for _ in store.list(f"{metrics_key(config.job.namespace, config.job.uid)}/"))  # each has a history of its own
         outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=Path(work), store=store)
     outcome.dataset = prepared.dataset
     _tell_data(outcome, output)
     if outcome.artifact:
         typer.echo(f"model: {outcome.artifact.uri} ({outcome.artifact.kind})")
+        outcome.evaluation = _evaluate_here(config, prepared.dataset, outcome.artifact.uri, store)
     return outcome
+
+
+def _evaluate_here(config: PodConfig, data: DatasetStatus, model: str, store: "Store") -> EvaluationStatus | None:
+    from tunewright_crds.evaluation import left_out
+    from tunewright_trainer import evaluate as evaluating
+
+    if why := left_out(config.spec.evaluation, config.spec.method.objective, test_examples=data.test_examples):
+        typer.echo(f"evaluation: left out, {why}")
+        return None
+    with tempfile.TemporaryDirectory(prefix="tunewright-") as work:
+        found = evaluating.run(config, dataset_digest=data.digest, model_uri=model, work=Path(work), store=store).evaluation
+    for one in found.metrics if found else ():
+        typer.echo(f"{one.task}: {one.metric} {one.tuned:.4g}" + (f" (base {one.base:.4g})" if one.base is not None else ""))
+    if found:
+        typer.echo(f"evaluation: {found.report_uri}")
+    return found
+
+
+def _check_test_rows(config: PodConfig, data: DatasetStatus) -> None:
+    from tunewright_crds.evaluation import without_test_rows
+
+    if why := without_test_rows(config.spec.evaluation, test_examples=data.test_examples):
+        raise Refusal(FailureCode.CONFIG_INVALID, why, param="spec.evaluation.require")
 
 
 def _tell_data(outcome: Outcome, output: Path) -> None:

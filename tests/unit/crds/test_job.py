@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -61,6 +62,9 @@ REFUSED = {
         {"objective": "dpo", "dpo": {"labelSmoothing": 0.6}},
         "method.dpo.labelSmoothing",
     ),
+    "options of lora with another tuner": ("method", {"tuner": "ia3", "lora": {"rank": 8}}, "method"),
+    "options of a tuner that has none": ("method", {"tuner": "bitfit", "options": {"r": 8}}, "method"),
+    "too many options": ("method.options", {f"o{index}": 1 for index in range(33)}, "method.options"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "method"),
     "options of a reward model with another objective": ("method.reward", {"centerRewardsCoefficient": 0.1}, "method"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
@@ -82,7 +86,7 @@ DPO_REFUSED = {
     "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
     "a template": ("dataset.sources.0.template", "{{a}} ||| {{b}}", "every source holds preferences"),
     "another format": ("dataset.sources.0.format", "alpaca", "every source holds preferences"),
-    "prompts that are learned": ("dataset.trainOn", "all", "only answers are compared"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "smoothing of tokens": ("hyperparameters.labelSmoothing", 0.1, "method.dpo.labelSmoothing"),
 }
 
@@ -96,6 +100,18 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
     read_spec(spec)
 
 
+UNFIT_VALUES = {
+    "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
+}
+
+
+@pytest.mark.parametrize(("tuner", "parts", "said"), UNFIT_VALUES.values(), ids=UNFIT_VALUES)
+def test_tuners_and_fields_that_do_not_go_together_are_refused(tuner: str, parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        read_spec({**SMALLEST, "method": {"tuner": tuner}, **parts})
+    read_spec({**SMALLEST, **parts})
+
+
 def test_a_reward_model_is_not_served() -> None:
     spec = spec_with("deploy.enabled", True)
     read_spec(spec)
@@ -106,6 +122,43 @@ def test_a_reward_model_is_not_served() -> None:
         model = {"base": base, "artifact": artifact, "version": "1", "kind": kind, "serving": {"enabled": enabled}}
         with nullcontext() if fits else pytest.raises(ValidationError, match="cannot be served"):
             TunedModelSpec.model_validate(model)
+
+
+REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
+    "nothing that is rewarded": ("method.rewards", [], "learns from rewards needs some"),
+    "an InstructionDataset": ("dataset", {"ref": "support-v1"}, "InstructionDataset holds conversations"),
+    "plain texts": ("dataset.sources.0.format", "text", "format text has none"),
+    "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
+    "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
+    "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
+    "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
+    "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),
+    "no pattern": ("method.rewards.0", {"type": "regex"}, "pattern is for type regex, which needs one"),
+    "no text": ("method.rewards.0", {"type": "ends-with"}, "text is for types"),
+    "a schema that is no JSON": ("method.rewards.0", {"type": "json-schema", "schema": "{"}, "schema is not JSON"),
+    "a schema that is no object": ("method.rewards.0", {"type": "json-schema", "schema": "[]"}, "no object"),
+    "a schema for another type": ("method.rewards.0", {"type": "exact-match", "schema": "{}"}, "schema is for type json-schema"),
+    "no bounds": ("method.rewards.0", {"type": "length"}, "needs min or max"),
+    "bounds that leave nothing": ("method.rewards.0", {"type": "length", "min": 3, "max": 2}, "min is above max"),
+    "words of another type": ("method.rewards.0", {"type": "exact-match", "unit": "words"}, "are for type length"),
+    "case where there is none": ("method.rewards.0", {"type": "json-schema", "ignoreCase": True}, "ignoreCase is for types"),
+    "weight 0": ("method.rewards.0", {"type": "exact-match", "weight": 0}, "rewards nothing"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "said"), REWARD_REFUSED.values(), ids=REWARD_REFUSED)
+def test_what_rewards_cannot_do_is_refused(path: str, value: object, said: str) -> None:
+    method: dict[str, object] = {"objective": "grpo", "rewards": [{"type": "exact-match"}]}
+    read_spec(SMALLEST | {"method": method})
+    asked = spec_with(path, value) if not path.startswith("method") else dict(SMALLEST)
+    if path.startswith("method.rewards.0"):
+        method["rewards"] = [value]
+    elif path.startswith("method"):
+        *parents, last = path.split(".")[1:]
+        inner = value if not parents else {last: value}
+        method[parents[0] if parents else last] = inner
+    with pytest.raises(ValidationError, match=said):
+        read_spec(asked | {"method": method})
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["on a cluster", "on one machine"])

@@ -31,7 +31,7 @@ def test_the_parts_are_read_and_then_joined(build: Callable[[], World | DatasetW
     assert (ignored["action"], ignored["onPodConditions"]) == ("Ignore", [{"type": "DisruptionTarget", "status": "True"}])
     assert (fails["action"], fails["onExitCodes"]["values"], fails["onExitCodes"]["containerName"]) == (
         "FailJob",
-        [64, 65, 66, 77],
+        [64, 65, 66, 77, 79],
         container["name"],
     )
     world.finish(shards).settle()
@@ -42,7 +42,7 @@ def test_the_parts_are_read_and_then_joined(build: Callable[[], World | DatasetW
 
 
 def test_exit_codes_that_no_retry_would_mend() -> None:
-    assert user_exit_codes() == [64, 65, 66, 77]
+    assert user_exit_codes() == [64, 65, 66, 77, 79]
 
 
 def sharded() -> World:

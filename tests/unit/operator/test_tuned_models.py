@@ -7,7 +7,8 @@ import pytest
 from tests.support.builders import PREPARED, TRAINED, Around, DatasetWorld, World, a_dataset, a_job, a_model, failure, settings
 from tunewright_crds.errors import FailureCode
 from tunewright_crds.names import DatasetPhase, Phase
-from tunewright_crds.pod import PodConfig, PublishedForm
+from tunewright_crds.pod import PodConfig
+from tunewright_crds.status import PublishedForm
 from tunewright_operator.builders import Manifest
 from tunewright_operator.cluster import Cluster
 from tunewright_operator.conditions import condition, holds

@@ -24,6 +24,7 @@ class Converter:
     def __init__(self, source: Source, *, param: str, examples: Examples = Examples.CONVERSATIONS) -> None:
         self._source = source
         self._pairs = examples is Examples.PREFERENCES
+        self._prompts = examples is Examples.PROMPTS
         self._template = RowTemplate(source.template, source.choices, param=param) if source.template else None
 
     def conversations(self, rows: Iterable[Numbered]) -> Iterator[Found]:
@@ -48,6 +49,8 @@ class Converter:
     def _wanted(self, answers: Iterable[Conversation | Drop]) -> Iterator[Conversation | Drop]:
         before: tuple[Message, ...] | None = None
         for found in answers:
+            if self._prompts and isinstance(found, Conversation) and found.text:
+                raise RowError("", "holds a plain text, in which nothing is a prompt to answer")
             if isinstance(found, Conversation) and self._source.targets is Targets.FIRST:
                 prompt = found.messages[: found.shared or -1]
                 if prompt == before:

@@ -39,6 +39,7 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
     """See `tunewright_trainer.prepare.run`."""
     outcome = Outcome(dataset=DatasetStatus())
     with telling(outcome):
+        _check_options(config)
         task = Task.open(config, work / "base")
         key = dataset_key(config.job.namespace, task.digest) if key is None else key
         found = read_manifest(store, key)
@@ -60,6 +61,14 @@ def prepare(config: PodConfig, *, work: Path, store: Store, key: str | None) -> 
         store.delete([info.key for info in store.list(f"{shards_key(key)}/")])
         log.info("prepared %s: %s", store.uri(key), work_on.summary())
     return outcome
+
+
+def _check_options(config: PodConfig) -> None:
+    """A mistake in them ends the job here, before a pod with a GPU is asked for."""
+    if config.spec.method.options:
+        from tunewright_trainer.train.options import checked
+
+        checked(config.spec.method)
 
 
 class _Preparation:

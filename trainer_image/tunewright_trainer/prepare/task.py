@@ -46,14 +46,20 @@ class Task:
         template = chat_template(model.folder, config.spec.model.chat_template)
         return cls(config, open_sources(config), open_held_out(config), model, template)
 
-    @property
+    @cached_property
     def options(self) -> Dataset:
-        return self.config.spec.dataset
+        """As they take effect: examples that are prompts are not packed."""
+        return self.config.spec.dataset.model_copy(update={"packing": False}) if self.prompts else self.config.spec.dataset
 
     @property
     def pairs(self) -> bool:
         """Whether the examples are pairs of preferences."""
         return self.config.spec.method.examples is Examples.PREFERENCES
+
+    @property
+    def prompts(self) -> bool:
+        """Whether the examples are prompts for the model to answer itself."""
+        return self.config.spec.method.examples is Examples.PROMPTS
 
     @property
     def seed(self) -> int:
@@ -75,6 +81,8 @@ class Task:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
         examples = {"objective": "dpo"} if self.pairs else {}  # as it was called before other objectives learned from the same pairs
+        if self.prompts:
+            examples = {"examples": Examples.PROMPTS.value}
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
         return {

@@ -6,6 +6,8 @@ _OBJECTIVES: Final = {
     "sft": "sft (supervised fine-tuning)",
     "reward": "reward (Bradley-Terry likelihood of pairs: Ouyang et al. 2022, arXiv:2203.02155)",
     "dpo": "dpo (direct preference optimisation: Rafailov et al. 2023, arXiv:2305.18290)",
+    "grpo": "grpo (group relative policy optimisation: Shao et al. 2024, arXiv:2402.03300)",
+    "rloo": "rloo (REINFORCE leave-one-out: Ahmadian et al. 2024, arXiv:2402.14740)",
 }
 _TOLD: Final = (
     "loss",
@@ -14,6 +16,9 @@ _TOLD: Final = (
     "rewards/accuracies",
     "rewards/margins",
     "eval_rewards/accuracies",
+    "reward",
+    "eval_reward",
+    "kl",
     "accuracy",
     "margin",
     "eval_accuracy",

@@ -13,8 +13,9 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.job import OutputForm
-from tunewright_crds.method import Objective, Tuner
-from tunewright_crds.pod import PodConfig, Published, PublishedForm
+from tunewright_crds.method import WHOLE, Objective, Tuner
+from tunewright_crds.pod import PodConfig, Published
+from tunewright_crds.status import PublishedForm
 from tunewright_crds.storage import MANIFEST, model_key
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.publish import files, verify
@@ -63,7 +64,7 @@ def kinds(config: PodConfig) -> list[Kind]:
     if config.spec.method.objective is Objective.REWARD:
         beside = config.spec.method.tuner is not Tuner.FULL and OutputForm.ADAPTER in forms
         return [Kind.ADAPTER, Kind.REWARD] if beside else [Kind.REWARD]
-    if config.spec.method.tuner is Tuner.FULL:
+    if config.spec.method.tuner in WHOLE:
         return [Kind.FULL]
     return [kind for form, kind in ((OutputForm.ADAPTER, Kind.ADAPTER), (OutputForm.MERGED, Kind.MERGED)) if form in forms]
 
@@ -102,12 +103,12 @@ def _publish_one(result: Result, kind: Kind, store: Store, folder: Path) -> Publ
 
 def write(result: Result, kind: Kind, source: dict[str, Any], folder: Path) -> None:
     """Write one artefact into ``folder``, and check it."""
-    probe = verify.Probe(result.probe)
+    probe = verify.Probe(result.probe, result.tuned.autocast)
     if kind is Kind.ADAPTER:
         expected = probe.logits(result.tuned.network)
         files.write_adapter(result.tuned, folder, base_uri=source["base"])
         found = verify.adapter_logits(result.tuned, folder, probe)
-        tolerance = verify.SAME
+        tolerance = verify.SAME if result.tuned.compute is torch.float32 else verify.ROUNDED
     else:
         network = files.merged(result.tuned, result.base_folder) if result.tuned.peft is not None else result.tuned.network
         expected = probe.logits(network)

@@ -1,5 +1,7 @@
 """Is the artefact what was trained? Its files are loaded again, and must give the trained model's logits."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +20,17 @@ _AGAIN: Final = "verified"
 
 
 class Probe:
-    """The first document of a row, as far as `PROBE_TOKENS`."""
+    """The first document of a row, as far as `PROBE_TOKENS`. ``autocast`` brings weights of several precisions together."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, autocast: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._autocast = autocast
         self._ids = torch.from_numpy(row.input_ids[: min(row.lengths[0], PROBE_TOKENS)])[None]
 
     @torch.no_grad()
     def logits(self, network: Any) -> torch.Tensor:
         """Logits [tokens, vocabulary] in fp32; of a reward model its number at each token, [tokens, 1]."""
         network.eval()
-        with attention.documents([self._ids.shape[1]]):
+        with attention.documents([self._ids.shape[1]]), self._autocast():
             ids = self._ids.to(network.device)
             if hasattr(network, "score"):
                 answer = judged(network, network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[:, None]

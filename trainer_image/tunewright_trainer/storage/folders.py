@@ -41,8 +41,10 @@ def _publish_file(store: Store, path: Path, key: str, name: str) -> dict[str, An
     return {"name": name, "size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def fetch_folder(store: Store, key: str, local_folder: Path) -> dict[str, Any] | None:
+def fetch_folder(store: Store, key: str, local_folder: Path, *, needed: tuple[str, ...] = ("",)) -> dict[str, Any] | None:
     """Download a published folder and check every file against its manifest, which is returned; None where the folder is absent.
+
+    ``needed``: only the files whose names begin with one of these.
 
     Raises `Damaged` where a file is missing or is not what the manifest says. The manifest itself is written beside the files.
     """
@@ -50,7 +52,7 @@ def fetch_folder(store: Store, key: str, local_folder: Path) -> dict[str, Any] |
     if data is None:
         return None
     manifest = _parsed(store, key, data)
-    files = manifest["files"]
+    files = [entry for entry in manifest["files"] if entry["name"].startswith(needed)]
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         list(pool.map(lambda entry: _fetch_checked(store, key, entry, local_folder), files))
     local_folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from tunewright_crds.storage import dataset_key
 from tunewright_trainer.storage import Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base
 from tunewright_trainer.train.fit import check_fit
+from tunewright_trainer.train.lineage import commit_of
 
 
 def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int = 0, work: Path, store: Store) -> Outcome:
@@ -22,6 +23,10 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
     ``work`` is a local folder for the model, the data and checkpoints on their way. Raises `Stopped` with the outcome after SIGTERM, once a
     checkpoint lies in storage; `Refusal` or what went wrong otherwise, with the outcome attached (`process.telling`).
     """
+    if config.spec.method.options:
+        from tunewright_trainer.train import options
+
+        options.checked(config.spec.method)
     with ThreadPoolExecutor(2) as pool:
         # Both arrive while the libraries are being imported, which takes seconds.
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
@@ -30,7 +35,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
     model, manifest = fetching_model.result(), fetching_data.result()
     check_fit(manifest, model, config.spec.model)
     return train(
-        _pinned(config, _commit(config, manifest)),
+        _pinned(config, commit_of(config, manifest)),
         attempt=attempt,
         dataset_digest=dataset_digest,
         halvings=halvings,
@@ -46,13 +51,7 @@ def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> P
     manifest = None
     if config.spec.model.uri.startswith("hf://"):
         manifest = read_manifest(store, dataset_key(config.job.namespace, digest))
-    return fetch_base(config, folder, commit=_commit(config, manifest or {}))
-
-
-def _commit(config: PodConfig, manifest: dict[str, Any]) -> str:
-    """The hub's commit of the job's model that the data was prepared for; empty where there is none."""
-    prepared = manifest.get("model", {})
-    return str(prepared["commit"]) if prepared.get("uri") == config.spec.model.uri else ""
+    return fetch_base(config, folder, commit=commit_of(config, manifest or {}))
 
 
 def _pinned(config: PodConfig, commit: str) -> PodConfig:

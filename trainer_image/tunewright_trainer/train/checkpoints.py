@@ -44,6 +44,8 @@ class Counters:
     evaluations_without_gain: int = 0
     ended_early: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
+    state: dict[str, float] = field(default_factory=dict)
+    """What the objective keeps from step to step."""
 
 
 @dataclass

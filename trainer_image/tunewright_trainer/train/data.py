@@ -73,12 +73,12 @@ class Order:
 
 def permutation(rows: int, *, seed: int, epoch: int) -> Ints:
     """Every row once, in the order of pass ``epoch``."""
-    start = _splitmix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch)
-    keys = _splitmix(_splitmix(start) + np.arange(rows, dtype=np.uint64))
+    start = splitmix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch)
+    keys = splitmix(splitmix(start) + np.arange(rows, dtype=np.uint64))
     return np.argsort(keys, kind="stable")
 
 
-def _splitmix(state: Any) -> Any:
+def splitmix(state: Any) -> Any:
     """The mixing function of SplitMix64 (Steele, Lea, Flood 2014), elementwise on uint64."""
     with np.errstate(over="ignore"):
         z = state + np.uint64(0x9E3779B97F4A7C15)
@@ -92,7 +92,7 @@ class MicroBatch:
     """Rows end to end as one sequence.
 
     ``input_ids`` and ``position_ids`` are [1, tokens]; ``lengths`` the documents'; ``keep`` [targets] the positions whose next token is learned,
-    ``targets`` [targets] those tokens.
+    ``targets`` [targets] those tokens; ``rows`` the rows themselves.
     """
 
     input_ids: torch.Tensor
@@ -100,6 +100,7 @@ class MicroBatch:
     lengths: Sequence[int]
     keep: torch.Tensor
     targets: torch.Tensor
+    rows: Sequence[Row] = ()
 
     @property
     def tokens(self) -> int:
@@ -118,6 +119,7 @@ def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
         lengths=lengths,
         keep=torch.from_numpy(learned - 1).to(device),
         targets=torch.from_numpy(labels[learned]).to(device),
+        rows=rows,
     )
 
 

@@ -164,8 +164,9 @@ def duration(seconds: int) -> str:
 
 def line(progress: Progress, rate: float) -> str:
     """One readable line."""
+    reward = next((f"reward {metric.value:.4f}  " for metric in progress.metrics if metric.name == "reward"), "")
     return (
-        f"step {progress.step}/{progress.max_steps}  loss {progress.loss}  lr {rate:.2e}  "
+        f"step {progress.step}/{progress.max_steps}  loss {progress.loss}  {reward}lr {rate:.2e}  "
         f"{progress.tokens_per_second:,.0f} tokens/s  {progress.remaining} left"
     )
 

@@ -15,13 +15,12 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Precision
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import Objective, Tuner
-from tunewright_trainer.train import attention, reward_model
+from tunewright_trainer.train import attention, reward_model, tuners
 
 log = logging.getLogger(__name__)
 
 # Documents apart must give the logits that they give alone, to rounding.
 ISOLATION_TOLERANCE: Final = 1e-3
-_NAMES_TOLD: Final = 12
 _BF16_CAPABILITY: Final = (8, 0)  # Ampere, the first with bf16 tensor cores
 
 
@@ -74,29 +73,32 @@ def choose_precision(spec: JobSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted is Precision.BF16 else torch.float32
 
 
-def load(folder: Path, spec: JobSpec) -> Tuned:
-    """The base model of ``folder`` with the job's tuner, ready to train; the adapter begins as the seed says.
+def load(folder: Path, spec: JobSpec, *, steps: int = 0) -> Tuned:
+    """The base model of ``folder`` with the job's tuner, ready to train for so many steps; an adapter begins as the seed says.
 
     Raises `Refusal`: ModelUnsupported, ModelNotFound, or ConfigInvalid naming the field.
     """
-    device = choose_device(spec)
-    compute = choose_precision(spec, device)
-    network = load_base(folder, spec, device=device, compute=compute)
+    tuned = load_untuned(folder, spec)
+    network = tuned.network
     check_isolation(network)
-    peft = None
-    if spec.method.tuner is Tuner.FULL:
-        network.requires_grad_(True)
-    else:
-        peft = add_adapter(network, spec)
+    tuned.peft = tuners.apply(network, spec, steps=steps)
     if spec.hyperparameters.gradient_checkpointing:
         # Not re-entrant: the re-entrant kind needs inputs with gradients, which a frozen embedding has not.
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return tuned
+
+
+def load_untuned(folder: Path, spec: JobSpec) -> Tuned:
+    """The model of ``folder`` as it is, on the job's device and in its precision. Raises `Refusal` as `load` does."""
+    device = choose_device(spec)
+    compute = choose_precision(spec, device)
+    network = load_base(folder, spec, device=device, compute=compute)
     keeps_logits = "logits_to_keep" in inspect.signature(type(network).forward).parameters
-    return Tuned(network=network, peft=peft, device=device, compute=compute, keeps_logits=keeps_logits)
+    return Tuned(network=network, peft=None, device=device, compute=compute, keeps_logits=keeps_logits)
 
 
 def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
-    """The base model, frozen unless it is tuned whole. Only safetensors are read and no code of the model's own is run."""
+    """The base model. Only safetensors are read and no code of the model's own is run."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
@@ -126,7 +128,6 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
         raise Refusal(
             FailureCode.MODEL_NOT_FOUND, f"the safetensors files lack {len(absent)} weights, such as {absent[0]}", param="spec.model.uri"
         )
-    network.requires_grad_(False)
     return network.to(device) if spec.method.tuner is not Tuner.QLORA else network
 
 
@@ -144,48 +145,6 @@ def _four_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
     return {"quantization_config": quantisation, "device_map": {"": 0}}
-
-
-def add_adapter(network: Any, spec: JobSpec) -> Any:
-    """Put LoRA layers into ``network``, in fp32, drawn from the job's seed; returns PEFT's wrapper."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = spec.method.lora
-    targets: str | list[str] = lora.target_modules
-    if targets != "all-linear":
-        targets = str(targets).split(",")
-        check_targets(network, targets)
-    torch.manual_seed(spec.hyperparameters.seed)
-    options = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        use_rslora=lora.rslora,
-        task_type="SEQ_CLS" if spec.method.objective is Objective.REWARD else "CAUSAL_LM",  # PEFT trains and saves the head of the former
-    )
-    wrapped = get_peft_model(network, options)
-    for weight in network.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    return wrapped
-
-
-def check_targets(network: torch.nn.Module, targets: Sequence[str]) -> None:
-    """Refuse names that match no layer; PEFT itself is content if one of them does."""
-    layers = [name for name, module in network.named_modules() if _is_linear(module)]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            known = sorted({name.rpartition(".")[2] for name in layers})
-            raise Refusal(
-                FailureCode.CONFIG_INVALID,
-                f"no layer of the model is called {target}; it has {', '.join(known[:_NAMES_TOLD])}",
-                param="spec.method.lora.targetModules",
-            )
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 @torch.no_grad()

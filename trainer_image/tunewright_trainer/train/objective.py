@@ -1,16 +1,19 @@
 """What is optimised, as the recipe sees it: each objective is a file of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import Objective
 from tunewright_trainer.train.data import MicroBatch, Row, Rows
 from tunewright_trainer.train.dpo import Dpo
+from tunewright_trainer.train.grpo import Grpo
 from tunewright_trainer.train.loss import Sft
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.reinforced import Setting, Update
 from tunewright_trainer.train.reward import BradleyTerry
+from tunewright_trainer.train.rloo import Rloo
 
 
 class Optimised(Protocol):
@@ -32,8 +35,28 @@ class Optimised(Protocol):
         ...
 
 
+class Reinforced(Protocol):
+    """An objective that learns from rewards for answers of the model's own. A step draws answers, and makes one optimizer step or several on them."""
+
+    def learn(self, rows: Sequence[Row], *, step: int, state: dict[str, float], update: Update) -> tuple[Sequence[Row], Measured]:
+        """One step over the prompts of these rows. ``state`` is kept in checkpoints, and the whole rest of the step depends on the weights, the optimizer's
+        state, the seed and the step only. Returns what was trained on, and metrics, `loss` and `reward` among them."""
+        ...
+
+    def evaluate(self, rows: Rows) -> Measured:
+        """Metrics of the likeliest answers to the prompts of validation: `eval_reward`, and `eval_loss`, which is what is to become less."""
+        ...
+
+
+def reinforced(tuned: Tuned, setting: Setting) -> Reinforced | None:
+    """The job's objective if it learns from rewards. Layers that only training needs are added to ``tuned``."""
+    made: dict[Objective, Callable[[Tuned, Setting], Reinforced]] = {Objective.GRPO: Grpo, Objective.RLOO: Rloo}
+    make = made.get(setting.spec.method.objective)
+    return make(tuned, setting) if make else None
+
+
 def objective_of(spec: JobSpec) -> Optimised:
-    """What the job asks for."""
+    """What the job asks for, if it learns from what the data says."""
     if spec.method.objective is Objective.DPO:
         return Dpo(beta=spec.method.dpo.beta, smoothing=spec.method.dpo.label_smoothing)
     if spec.method.objective is Objective.REWARD:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +37,8 @@ from tunewright_trainer.train.checkpoints import (
     restore_optimizer,
 )
 from tunewright_trainer.train.model import load
-from tunewright_trainer.train.objective import objective_of
+from tunewright_trainer.train.objective import objective_of, reinforced
+from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ class Run:
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.objective = objective_of(self.spec)
-        self.tuned = load(model, self.spec)
+        self.tuned = load(model, self.spec, steps=self.plan.max_steps)
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings))
         self.weights = self.tuned.trainable
         self.optimizer = _optimizer(self.weights, self.wanted.weight_decay)
         self.counters = Counters()
@@ -139,27 +141,35 @@ class Run:
         log.info("going on from step %d of %d", self.resumed_from, self.plan.max_steps)
 
     def step(self) -> None:
-        """One optimizer step over one effective batch."""
+        """One effective batch: an optimizer step over it, or with rewards as many as the objective makes of the answers to it."""
         step = self.counters.step + 1
-        batch = [self.rows[self.order[position]] for position in self.plan.positions(step)]
-        size = self.objective.size(batch)
+        batch: Sequence[rows_of.Row] = [self.rows[self.order[position]] for position in self.plan.positions(step)]
         rate = self.plan.learning_rate(step)
         # Dropout draws from the seed and the step alone.
         torch.manual_seed((self.wanted.seed << 32) + step)
         self.tuned.network.train()
-        measured: dict[str, float] = {}
-        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
-            shares = self.objective.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
-            measured = metrics.added(measured, shares)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
-        _check_finite(step, loss=measured["loss"], norm=norm)
         for group_of_weights in self.optimizer.param_groups:
             group_of_weights["lr"] = rate
+        if self.reinforced:
+            batch, measured = self.reinforced.learn(batch, step=step, state=self.counters.state, update=self._update)
+        else:
+            measured = self._update(batch, self.objective)
+        self._count(step, batch, measured | {"learning_rate": rate})
+
+    def _update(self, batch: Sequence[rows_of.Row], loss: Loss) -> dict[str, float]:
+        """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
+        size = loss.size(batch)
+        measured: dict[str, float] = {}
+        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
+            shares = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
+            measured = metrics.added(measured, shares)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
+        _check_finite(self.counters.step + 1, loss=measured["loss"], norm=norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(step, batch, measured | {"grad_norm": norm, "learning_rate": rate})
+        return measured | {"grad_norm": norm}
 
-    def _count(self, step: int, batch: list[rows_of.Row], measured: dict[str, float]) -> None:
+    def _count(self, step: int, batch: Sequence[rows_of.Row], measured: dict[str, float]) -> None:
         tokens = sum(len(row.input_ids) for row in batch)
         targets = sum(row.targets for row in batch)
         self.counters.step = step
@@ -178,7 +188,7 @@ class Run:
         """Measure the validation loss where the plan says so, and judge it."""
         if not len(self.validation) or not self.plan.evaluates(self.counters.step):
             return
-        measured = self.objective.evaluate(self.tuned, self.validation)
+        measured = self.reinforced.evaluate(self.validation) if self.reinforced else self.objective.evaluate(self.tuned, self.validation)
         value = measured["eval_loss"]
         _check_finite(self.counters.step, loss=value, norm=0.0)
         self.counters.metrics |= measured
@@ -192,7 +202,7 @@ class Run:
     def snapshot(self) -> Snapshot:
         """A copy of all that the rest of the run depends on."""
         return Snapshot(
-            counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics)})),
+            counters=Counters(**(vars(self.counters) | {"metrics": dict(self.counters.metrics), "state": dict(self.counters.state)})),
             weights=copied(dict(self.weights)),
             optimizer=copied(optimizer_tensors(self.optimizer, self.weights)),
             best=self.best,

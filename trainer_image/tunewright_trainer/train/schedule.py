@@ -6,12 +6,13 @@ from typing import Final
 
 from tunewright_crds.hyperparameters import Scheduler
 from tunewright_crds.job import JobSpec
-from tunewright_crds.method import Objective, Tuner
+from tunewright_crds.method import REINFORCED, Objective, Tuner
 
 ADAPTER_RATE: Final = 2e-4
 FULL_RATE: Final = 2e-5
 PREFERENCE_RATE: Final = 5e-6  # of adapters that learn preferences
 REWARD_RATES: Final = {True: 1e-5, False: 1e-4}  # of the whole model, and of an adapter with the head; a head that is new learns slowly
+REINFORCED_RATES: Final = {True: 1e-6, False: 1e-5}  # of the whole model, and of an adapter, that learns from rewards
 CHECKPOINTS_PER_JOB: Final = 20
 MOST_STEPS_BETWEEN: Final = 500
 
@@ -82,4 +83,6 @@ def automatic_rate(spec: JobSpec) -> float:
         return PREFERENCE_RATE
     if spec.method.objective is Objective.REWARD:
         return REWARD_RATES[whole]
+    if spec.method.objective in REINFORCED:
+        return REINFORCED_RATES[whole]
     return FULL_RATE if whole else ADAPTER_RATE

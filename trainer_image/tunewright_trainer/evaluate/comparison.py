@@ -1,0 +1,98 @@
+"""What two models made of a task, side by side: values, intervals, and the interval of their difference."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tunewright_crds.evaluation import LOWER_IS_BETTER, Classification, Measured, MetricName
+from tunewright_trainer.evaluate import scores
+from tunewright_trainer.evaluate.scores import Ratio, Resampled
+
+BASE, TUNED = "base", "tuned"
+SAMPLES: Final = 20
+_DIGITS: Final = 6
+
+
+@dataclass(frozen=True)
+class Task:
+    """``found``: of each model, by its name, what `recipe.Found` holds. ``expected`` and ``prompts`` are of the examples that were asked."""
+
+    name: str
+    expected: list[str]
+    prompts: list[str]
+    found: dict[str, dict[str, Any]]
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Every prompt with its right answer and those of the models."""
+        for at, (prompt, expected) in enumerate(zip(self.prompts, self.expected, strict=True)):
+            yield {"task": self.name, "prompt": prompt, "expected": expected} | {
+                name: found["answers"][at] for name, found in self.found.items()
+            }
+
+
+def compare(task: Task, classification: Classification, *, seed: int) -> dict[str, Any]:
+    """The task's part of the report."""
+    labels = scores.classes(task.expected, classification)
+    metrics = {name: _metrics(found, task.expected, labels) for name, found in task.found.items()}
+    rows = [_row(metric, {name: of[metric] for name, of in metrics.items()}, seed=seed) for metric in metrics[TUNED]]
+    by_class: dict[str, Any] = {}
+    if labels:
+        of_labels = {name: scores.of_labels(found["answers"], task.expected, labels) for name, found in task.found.items()}
+        rows += [_plain_row(metric, {name: (of[1][metric],) for name, of in of_labels.items()}) for metric in of_labels[TUNED][1]]
+        by_class = {name: of[2] for name, of in of_labels.items()}
+    samples = [line for line, _ in zip(task.lines(), range(SAMPLES), strict=False)]
+    return {"task": task.name, "asked": len(task.expected), "metrics": rows, "classes": by_class, "samples": samples}
+
+
+def _metrics(found: dict[str, Any], expected: Sequence[str], labels: Sequence[str]) -> dict[MetricName, Resampled]:
+    tokens = np.asarray(found["tokens"], dtype=np.float64)
+    losses = np.asarray(found["losses"], dtype=np.float64)
+    metrics: dict[MetricName, Resampled] = {}
+    if len(tokens):
+        metrics[MetricName.LOSS] = Ratio(losses, tokens)
+        metrics[MetricName.PERPLEXITY] = Ratio(losses, tokens, exponential=True)
+        metrics[MetricName.TOKEN_ACCURACY] = Ratio(np.asarray(found["right"], dtype=np.float64), tokens)
+    if found["preferred"]:
+        metrics[MetricName.PREFERENCE_ACCURACY] = Ratio.mean(found["preferred"])
+    if expected:
+        metrics |= scores.of_text(found["answers"], expected) | scores.of_corpus(found["answers"], expected)
+    if labels:
+        metrics[MetricName.ACCURACY] = scores.of_labels(found["answers"], expected, labels)[0]
+    return metrics
+
+
+def _row(metric: MetricName, found: dict[str, Resampled], *, seed: int) -> dict[str, Any]:
+    drawn = dict(zip(found, scores.resampled(list(found.values()), seed=seed), strict=True))
+    row = _plain_row(metric, {name: (one.value, *scores.interval(drawn[name])) for name, one in found.items()})
+    if BASE in drawn:
+        row["difference"] = _interval(scores.interval(drawn[TUNED] - drawn[BASE]))
+    return row
+
+
+def _plain_row(metric: MetricName, found: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+    values = {
+        name: {"value": _rounded(value[0])} | ({"interval": _interval(value[1:])} if value[1:] else {}) for name, value in found.items()
+    }
+    return {"metric": metric.value, "lowerIsBetter": metric in LOWER_IS_BETTER, **values}
+
+
+def _interval(ends: Sequence[float]) -> list[float]:
+    return [_rounded(end) for end in ends]
+
+
+def _rounded(value: float) -> float:
+    """Six digits that count: what is told is what is judged."""
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def measured(compared: Sequence[dict[str, Any]]) -> list[Measured]:
+    """The numbers of every task for the status; those that are none are left out."""
+    return [
+        Measured(task=task["task"], metric=row["metric"], base=row[BASE]["value"] if BASE in row else None, tuned=row[TUNED]["value"])
+        for task in compared
+        for row in task["metrics"]
+        if all(math.isfinite(row[name]["value"]) for name in (BASE, TUNED) if name in row)
+    ]

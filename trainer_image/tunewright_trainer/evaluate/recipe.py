@@ -1,0 +1,228 @@
+"""The steps of evaluating, in order: draw the examples, have each model answer them, compare, judge, publish."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import torch
+
+from tunewright_crds.errors import FailureCode, Refusal
+from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, missed
+from tunewright_crds.method import Examples, Objective
+from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.storage import REPORT, REPORT_DATA, evaluation_key
+from tunewright_crds.tuned_model import Kind
+from tunewright_trainer.evaluate import examples as questions
+from tunewright_trainer.evaluate.answers import answers, text_of
+from tunewright_trainer.evaluate.comparison import Task, compare, measured
+from tunewright_trainer.evaluate.models import BASE, TUNED, subjects
+from tunewright_trainer.evaluate.report import page
+from tunewright_trainer.prepare.template import chat_template, load_tokenizer
+from tunewright_trainer.process import telling
+from tunewright_trainer.serve.turns import End, end_of_turn
+from tunewright_trainer.storage import Store, publish_folder, read_manifest
+from tunewright_trainer.train import attention, loss
+from tunewright_trainer.train.data import Rows, micro_batch
+from tunewright_trainer.train.dpo import log_probabilities
+from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.recipe import reproducible
+from tunewright_trainer.train.reward_model import scores
+
+log = logging.getLogger(__name__)
+
+ANSWERS: Final = "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one model made of one task, an entry for each example: what teacher forcing gives, and the answers to those that can be asked."""
+
+    losses: list[float]  # summed over the answer's tokens, in nats
+    right: list[int]  # tokens that were the likeliest
+    tokens: list[int]
+    answers: list[str]
+    preferred: list[bool]  # of preferences: the chosen answer is likelier than the rejected one
+
+
+def evaluate(config: PodConfig, *, lineage: dict[str, Any], kind: str, data: Path, base: Path, tuned: Path, store: Store) -> Outcome:
+    """See `tunewright_trainer.evaluate.run`."""
+    wanted = config.spec.evaluation
+    key = evaluation_key(config.job.namespace, config.job.uid)
+    lineage = lineage | {"options": wanted.model_dump(mode="json", by_alias=True)}
+    outcome = Outcome()
+    with telling(outcome):
+        manifest = read_manifest(store, key)
+        if manifest is None or any(manifest.get(name) != value for name, value in lineage.items()):
+            with reproducible(config.spec):
+                manifest = {"evaluation": Evaluation(config, data, base, tuned, Kind(kind), store, key, lineage).run()}
+        else:
+            log.info("the model was measured before: %s", store.uri(key))
+        outcome.evaluation = EvaluationStatus.model_validate(manifest["evaluation"] | {"reportUri": store.uri(f"{key}/{REPORT}")})
+        if failed := missed(wanted.require, outcome.evaluation.metrics):
+            raise Refusal(FailureCode.QUALITY_TOO_LOW, "; ".join(failed), param="spec.evaluation.require")
+    return outcome
+
+
+class Evaluation:
+    """One evaluation."""
+
+    def __init__(
+        self, config: PodConfig, data: Path, base: Path, tuned: Path, kind: Kind, store: Store, key: str, lineage: dict[str, Any]
+    ) -> None:
+        self.config, self.spec, self.wanted = config, config.spec, config.spec.evaluation
+        self.folders = {"base": base, "tuned": tuned}
+        self.kind = kind
+        self.judges = self.spec.method.objective is Objective.REWARD
+        self.store, self.key, self.lineage = store, key, lineage
+        self.tokenizer = load_tokenizer(base)
+        template = chat_template(base, self.spec.model.chat_template)
+        self.end: End = end_of_turn(self.tokenizer, template)
+        self.pad = next(token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if token is not None)
+        self.context = _context(base) or int(self.tokenizer.model_max_length)
+        pairs, seed = self.spec.method.examples is Examples.PREFERENCES, self.spec.hyperparameters.seed
+        plain = questions.chosen_examples(Rows(data / "test"), pairs=pairs, most=self.wanted.max_examples, seed=seed)
+        if not plain:
+            raise Refusal(
+                FailureCode.DATA_EMPTY, "no row is left to test with; the data report says what was dropped", param="spec.dataset"
+            )
+        shown = questions.shots(Rows(data / "train"), max(self.wanted.few_shot), pairs=pairs, seed=seed)
+        self.tasks = {name: self._task(plain, shown[:count]) for name, count in self.wanted.tasks.items()}
+
+    def _task(self, plain: list[questions.Example], shown: Sequence[Any]) -> list[questions.Example]:
+        room = self.context - self.wanted.max_new_tokens
+        return [questions.shown_before(shown, one, beginning=self.tokenizer.bos_token_id, room=room) for one in plain]
+
+    def run(self) -> dict[str, Any]:
+        """Measure, and publish the report; returns the status, without the report's address."""
+        found = self._measure_all()
+        tasks = [
+            Task(
+                name=name,
+                expected=[text_of(self.tokenizer, one.answer.tolist(), self.end) for one in asked],
+                prompts=[self._prompt(one) for one in asked],
+                found={subject: asdict(found[subject, name]) for subject in self._names},
+            )
+            for name, of_task in self.tasks.items()
+            for asked in [[one for one in of_task if one.answer_at and not self.judges]]
+        ]
+        compared = [compare(task, self.wanted.classification, seed=self.spec.hyperparameters.seed) for task in tasks]
+        required = {(one.task, one.metric.value) for one in self.wanted.require}
+        metrics = sorted(measured(compared), key=lambda one: (one.task, one.metric) not in required)[:MAX_METRICS]
+        status = EvaluationStatus(metrics=metrics, examples=len(next(iter(self.tasks.values())))).model_dump(mode="json", by_alias=True)
+        self._publish(tasks, compared, status)
+        log.info("measured %s: %s", self.store.uri(self.key), _line(metrics))
+        return status
+
+    @property
+    def _names(self) -> list[str]:
+        return ([BASE] if self._compares else []) + [TUNED]
+
+    @property
+    def _compares(self) -> bool:
+        """The base of a reward model has no head to judge with, so that there is nothing to compare with."""
+        return self.wanted.compare_with_base and not self.judges
+
+    def _measure_all(self) -> dict[tuple[str, str], Found]:
+        """What each model makes of each task; what an earlier run has measured is taken from storage."""
+        found = {place: part for place in self._places() if (part := self._earlier(*place))}
+        if len(found) == len(self._places()):
+            return found
+        for name, model in subjects(self.spec, self.kind, base=self.folders["base"], tuned=self.folders["tuned"], with_base=self._compares):
+            for task, asked in self.tasks.items():
+                if (name, task) not in found:
+                    found[name, task] = part = self._measure(model, asked, f"{name} model, {task}")
+                    self.store.put_bytes(self._part(name, task), orjson.dumps({"lineage": self.lineage, "found": asdict(part)}))
+        return found
+
+    def _places(self) -> list[tuple[str, str]]:
+        return [(name, task) for name in self._names for task in self.tasks]
+
+    def _part(self, name: str, task: str) -> str:
+        return f"{self.key}/parts/{name}-{task}.json"
+
+    def _earlier(self, name: str, task: str) -> Found | None:
+        key = self._part(name, task)
+        if not self.store.exists(key):
+            return None
+        part = orjson.loads(self.store.get_bytes(key))
+        return Found(**part["found"]) if part["lineage"] == self.lineage else None
+
+    @torch.no_grad()
+    def _measure(self, model: Tuned, asked: Sequence[questions.Example], name: str) -> Found:
+        model.network.eval()
+        log.info("%s: measuring on %d examples", name, len(asked))
+        if self.judges:
+            return Found([], [], [], [], [_judges_better(model, one) for one in asked])
+        forced = [loss.evaluate(model, micro_batch([one.document], model.device)) for one in asked]
+        said = answers(
+            model,
+            [one.prompt for one in asked if one.answer_at],
+            end=self.end,
+            pad=self.pad,
+            most=self.wanted.max_new_tokens,
+            context=self.context,
+            name=name,
+        )
+        return Found(
+            losses=[each[0] for each in forced],
+            right=[each[1] for each in forced],
+            tokens=[each[2] for each in forced],
+            answers=[text_of(self.tokenizer, ids, self.end) for ids in said],
+            preferred=[_prefers(model, one) for one in asked if one.rejected is not None],
+        )
+
+    def _prompt(self, example: questions.Example) -> str:
+        return str(self.tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False))
+
+    def _publish(self, tasks: list[Task], compared: list[dict[str, Any]], status: dict[str, Any]) -> None:
+        failed = missed(self.wanted.require, EvaluationStatus.model_validate(status).metrics)
+        facts = {
+            "job": {"namespace": self.config.job.namespace, "name": self.config.job.name},
+            "model": self.lineage["model"],
+            "base": self.spec.model.uri,
+            "examples": status["examples"],
+            "required": [one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in self.wanted.require],
+            "missed": failed,
+            "tasks": compared,
+        }
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            (folder / REPORT_DATA).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
+            (folder / REPORT).write_bytes(page(facts))
+            (folder / ANSWERS).write_bytes(
+                b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for task in tasks for line in task.lines())
+            )
+            publish_folder(self.store, folder, self.key, manifest=self.lineage | {"evaluation": status})
+        self.store.delete([self._part(*place) for place in self._places()])
+
+
+def _prefers(model: Tuned, example: questions.Example) -> bool:
+    """Whether the chosen answer is likelier than the rejected one, by the sum over its tokens."""
+    assert example.rejected is not None
+    batch = micro_batch([example.document, example.rejected], model.device)
+    with attention.documents(batch.lengths):
+        chosen, rejected = log_probabilities(model, batch).tolist()
+    return bool(chosen > rejected)
+
+
+def _judges_better(model: Tuned, example: questions.Example) -> bool:
+    """Whether a reward model gives the chosen answer more than the rejected one."""
+    assert example.rejected is not None
+    with model.autocast():
+        chosen, rejected = scores(model.network, micro_batch([example.document, example.rejected], model.device)).tolist()
+    return bool(chosen > rejected)
+
+
+def _context(folder: Path) -> int:
+    settings = orjson.loads((folder / "config.json").read_bytes())
+    return int(settings.get("max_position_embeddings") or settings.get("n_positions") or 0)
+
+
+def _line(metrics: Sequence[Any]) -> str:
+    """The first metrics, for the log."""
+    told = (f"{one.metric} {one.tuned:.4g}" + (f" (base {one.base:.4g})" if one.base is not None else "") for one in metrics[:8])
+    return ", ".join(told)
