@@ -125,10 +125,9 @@ def _hear_the_end(work: Work, attempt: AttemptStatus, gang: Sequence[Pod]) -> No
     for pod in gang:
         outcome = heard(pod)
         if outcome and outcome.artifact and outcome.error is None and pod.exit_code in (0, None):
-            work.artifact = outcome.artifact
             _fill(work, attempt, pod, outcome, pod.ended or work.now)
-            work.reached = attempt.reached_step or 0
             attempt.reason = Reason.SUCCEEDED
+            work.take_the_artifact(outcome.artifact, step=attempt.reached_step or 0)
             return
     verdict, culprit = cause(gang)
     _conclude(work, attempt, verdict, gang=gang, ended=(culprit and culprit.ended) or work.now)
@@ -241,7 +240,7 @@ def train(work: Work) -> bool:
         work.wake_in(OBSTACLE_SECONDS)
         return True
     if number > 1 or work.wanted.dataset.ref:
-        _see_to_the_config(work, config)
+        see_to_the_config(work, config)
     if config.spec.resources.nodes > 1:
         work.plan.create += builders.peers(job)
     work.plan.create.append(manifest)
@@ -251,7 +250,7 @@ def train(work: Work) -> bool:
     return True
 
 
-def _see_to_the_config(work: Work, config: PodConfig) -> None:
+def see_to_the_config(work: Work, config: PodConfig) -> None:
     """Makes the job's ConfigMap, or, where the InstructionDataset that it would be made of is gone, asks for the one that there was."""
     if not config.spec.dataset.ref:
         work.plan.create.append(builders.config_map(config, work.seen.job.id))

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import orjson
@@ -10,6 +10,7 @@ import orjson
 from tunewright_crds import names
 from tunewright_crds.dataset import Dataset, DatasetStatus
 from tunewright_crds.errors import user_exit_codes
+from tunewright_crds.evaluation import Measured
 from tunewright_crds.fields import claim_of
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
@@ -23,6 +24,7 @@ Manifest = dict[str, Any]
 
 USER: Final = 65532  # the images' user; has no entry in any passwd
 _TOKEN_SECONDS: Final = 3600  # the kubelet renews the progress token at 80 % of this
+_COMPUTING: Final = (Role.TRAIN, Role.EVALUATE)
 _MULTIPLES: Final = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -205,6 +207,12 @@ def peers(job: Identity) -> list[Manifest]:
     ]
 
 
+def evaluating_job(config: PodConfig, job: Identity, settings: Settings, *, dataset: str, model: str) -> Manifest:
+    """The batch Job that measures the published model at the address ``model``. It asks for what training asks for."""
+    arguments = ["evaluate", "--config", names.CONFIG_FILE, "--dataset", dataset, "--model", model]
+    return _batch_job(names.evaluate_name(job.name), config, job, settings, role=Role.EVALUATE, labels={}, arguments=arguments)
+
+
 def _batch_job(
     name: str, config: PodConfig, owner: Identity, settings: Settings, *, role: Role, labels: dict[str, str], arguments: list[str]
 ) -> Manifest:
@@ -224,7 +232,7 @@ def _batch_job(
 
 def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, arguments: list[str]) -> Manifest:
     wanted = config.spec.resources
-    gpus = wanted.gpus_per_node if role is Role.TRAIN else 0
+    gpus = {Role.TRAIN: wanted.gpus_per_node, Role.EVALUATE: min(1, wanted.gpus_per_node)}.get(role, 0)  # one process evaluates
     secrets = {names.STORAGE_CREDENTIALS: settings.storage_secret}
     if config.spec.model.credentials_secret:
         secrets[names.MODEL_CREDENTIALS] = config.spec.model.credentials_secret
@@ -262,7 +270,7 @@ def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, 
             tolerations=[
                 toleration.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True) for toleration in wanted.tolerations
             ],
-            priorityClassName=wanted.priority_class_name if role is Role.TRAIN else "",
+            priorityClassName=wanted.priority_class_name if role in _COMPUTING else "",
             serviceAccountName=wanted.service_account_name,
             runtimeClassName=settings.runtime_class(gpus),
         ),
@@ -356,7 +364,14 @@ def _present(**fields: Any) -> Manifest:
 
 
 def tuned_model(
-    config: PodConfig, artifact: Published, *, step: int, dataset: DatasetStatus, made_from: list[str], serving: Serving
+    config: PodConfig,
+    artifact: Published,
+    *,
+    step: int,
+    dataset: DatasetStatus,
+    made_from: list[str],
+    metrics: Sequence[Measured],
+    serving: Serving,
 ) -> Manifest:
     """The published model. It belongs to nobody: deleting the job keeps it. ``made_from``: the tuned models (``model://...``) that the job took."""
     spec = TunedModelSpec(
@@ -373,6 +388,7 @@ def tuned_model(
             models=made_from,
             licenses=dataset.licenses,
         ),
+        metrics=list(metrics),
         serving=serving,
     )
     return {

@@ -476,6 +476,8 @@ def _told_children(owner: Identity, status: PreparationStatus) -> set[str]:
     """Names of the batch Jobs whose end is in the status."""
     attempts = status.attempts if isinstance(status, JobStatus) else []
     told = {names.attempt_name(owner.name, attempt.number) for attempt in attempts if attempt.end_time}
+    if isinstance(status, JobStatus) and (status.evaluation or status.phase.terminal):
+        told.add(names.evaluate_name(owner.name))
     return told | ({builders.shards_name(owner), builders.prepare_name(owner)} if status.dataset else set())
 
 

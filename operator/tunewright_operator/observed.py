@@ -336,6 +336,11 @@ class Observed(Family):
         return self.owner
 
     @property
+    def evaluation(self) -> Batch | None:
+        """The Job that measures the tuned model."""
+        return next((batch for batch in self.batches if batch.role == names.Role.EVALUATE), None)
+
+    @property
     def attempts(self) -> tuple[Batch, ...]:
         """The training Jobs, oldest first."""
         found = (batch for batch in self.batches if batch.role == names.Role.TRAIN and batch.attempt > 0)

@@ -16,11 +16,13 @@ from tunewright_crds.fields import TUNED_MODEL
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
 from tunewright_crds.job import read_spec
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
-from tunewright_crds.status import JobStatus, ModelStatus
+from tunewright_crds.pod import Published
+from tunewright_crds.status import JobStatus
 from tunewright_crds.tuned_model import Serving
 from tunewright_operator import builders
 from tunewright_operator.attempts import deadline, hear_attempts, past_deadline, train
 from tunewright_operator.conditions import condition
+from tunewright_operator.evaluation import check_test_rows, evaluate, hear_evaluation, leave_out
 from tunewright_operator.observed import Observed, Prepared, read_dataset_status
 from tunewright_operator.plan import Plan, decide, tell_invalid
 from tunewright_operator.preparation import hear_preparation, prepare
@@ -98,22 +100,29 @@ def cancel(work: Work) -> bool:
 
 
 def publish(work: Work) -> bool:
-    """Registers what the last attempt published. Only now is the job complete."""
-    if work.artifact is None:
+    """Registers what the last attempt published, once it is measured. Only now is the job complete."""
+    model = work.status.model
+    if model is None or not (work.evaluated or leave_out(work)):
         return False
-    config, artifact = work.config, work.artifact
+    config, told = work.config, model.model_dump(include=set(Published.model_fields))
+    metrics = work.status.evaluation.metrics if work.status.evaluation else []
     dataset = work.status.dataset or DatasetStatus()
     made_from = [f"{TUNED_MODEL}{taken.name}@{taken.version}" for taken in work.status.taken_models]
     work.plan.publish = builders.tuned_model(
-        config, artifact, step=work.reached, dataset=dataset, made_from=made_from, serving=_serving(work)
+        config,
+        Published.model_validate(told),
+        step=model.step,
+        dataset=dataset,
+        made_from=made_from,
+        metrics=metrics,
+        serving=_serving(work),
     )
-    work.status.model = ModelStatus(name=config.model_name, version=config.version, uri=artifact.uri)
     work.end(Phase.SUCCEEDED)
-    work.mark(Condition.ARTIFACT_PUBLISHED, "True", Reason.PUBLISHED, artifact.uri)
+    work.mark(Condition.ARTIFACT_PUBLISHED, "True", Reason.PUBLISHED, model.uri)
     work.mark(Condition.COMPLETE, "True", Reason.SUCCEEDED, f"published as {config.model_name}, version {config.version}")
     if work.wanted.deploy.enabled:
         work.mark(Condition.DEPLOYED, "False", Reason.NOT_READY, "waiting for a serving pod to load the model")
-    work.tell(Reason.SUCCEEDED, f"published {artifact.uri}", unique="succeeded")
+    work.tell(Reason.SUCCEEDED, f"published {model.uri}", unique="succeeded")
     return True
 
 
@@ -213,6 +222,7 @@ STEPS: Final[tuple[Callable[[Work], bool], ...]] = (
     take_up,
     hear_preparation,
     hear_attempts,
+    hear_evaluation,
     cancel,
     publish,
     keep_the_deadline,
@@ -220,5 +230,7 @@ STEPS: Final[tuple[Callable[[Work], bool], ...]] = (
     take_the_models,
     take_the_dataset,
     prepare,
+    check_test_rows,
+    evaluate,
     train,
 )

@@ -8,7 +8,7 @@ from tunewright_crds.job import JobSpec, Retries
 from tunewright_crds.names import Condition, DatasetPhase, Phase, Reason
 from tunewright_crds.pod import PodConfig, Published
 from tunewright_crds.resources import Resources
-from tunewright_crds.status import AttemptStatus, JobStatus
+from tunewright_crds.status import AttemptStatus, JobStatus, ModelStatus
 from tunewright_operator import builders
 from tunewright_operator.observed import Observed, ObservedDataset, read_dataset_status, read_status
 from tunewright_operator.plan import Pass, Plan
@@ -20,9 +20,6 @@ class Work(Pass[JobStatus, JobSpec]):
     """One pass over one job."""
 
     seen: Observed
-    artifact: Published | None = None  # what the last attempt published, heard in this pass
-    reached: int = 0  # its last step
-
     data_condition = Condition.DATA_READY
 
     @classmethod
@@ -58,6 +55,26 @@ class Work(Pass[JobStatus, JobSpec]):
     def wait(self) -> None:
         self.status.phase = Phase.PENDING
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether the model was measured, and is as good as it shall be."""
+        return self.reason_of(Condition.EVALUATED) == Reason.EVALUATED
+
+    def take_the_artifact(self, artifact: Published, *, step: int) -> None:
+        """Writes what the last attempt published: it lies in storage, and is registered once it is measured."""
+        config = self.config
+        self.status.model = ModelStatus(
+            name=config.model_name,
+            version=config.version,
+            uri=artifact.uri,
+            kind=artifact.kind,
+            digest=artifact.digest,
+            base=artifact.base,
+            forms=artifact.forms,
+            step=step,
+        )
+        self.mark(Condition.TRAINING, "False", Reason.SUCCEEDED)
+
     def begin(self) -> None:
         self.status.phase = Phase.PREPARING
 
@@ -70,7 +87,7 @@ class Work(Pass[JobStatus, JobSpec]):
         self.status.completion_time = self.now
         self.status.requeue = None
         if self.reason_of(Condition.TRAINING):
-            self.mark(Condition.TRAINING, "False", Reason.STOPPED if phase is not Phase.SUCCEEDED else Reason.SUCCEEDED)
+            self.mark(Condition.TRAINING, "False", Reason.SUCCEEDED if self.status.model else Reason.STOPPED)
         self.stop_all()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, Self
 from tunewright_crds import names
 from tunewright_crds.dataset import DatasetStatus
 from tunewright_crds.errors import FailureCode
+from tunewright_crds.evaluation import EvaluationStatus, Measured
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
 from tunewright_crds.pod import Failed, Outcome, Published
 from tunewright_crds.status import CheckpointStatus, JobStatus
@@ -38,6 +39,12 @@ Manifest = dict[str, Any]
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 PREPARED = Outcome(dataset=DatasetStatus(digest="d1", train_examples=10, rejected=1))
+PREPARED_WITH_TEST = Outcome(dataset=DatasetStatus(digest="d1", train_examples=10, test_examples=5))
+MEASURED = Outcome(
+    evaluation=EvaluationStatus(
+        metrics=[Measured(task="test", metric="exact_match", base=0.25, tuned=0.75)], examples=5, report_uri="s3://tunewright/report.html"
+    )
+)
 ARTIFACT = Published(kind="adapter", uri="s3://tunewright/ns/models/a/v/adapter", digest="abc")
 TRAINED = Outcome(attempt=1, resumed_from_step=0, reached_step=100, artifact=ARTIFACT)
 
@@ -360,10 +367,10 @@ class DatasetWorld(Around[InstructionDatasetStatus]):
         return names.FINALIZER in self.job["metadata"].get("finalizers", [])
 
 
-def a_prepared_world(job: JobBuilder | None = None, **fields: Any) -> World:
+def a_prepared_world(job: JobBuilder | None = None, *, outcome: Outcome = PREPARED, **fields: Any) -> World:
     """A world whose first attempt has just been started."""
     world = World(job, **fields)
     world.settle()
-    world.finish("a-prepare", PREPARED)
+    world.finish("a-prepare", outcome)
     world.settle()
     return world

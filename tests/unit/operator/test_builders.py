@@ -189,7 +189,7 @@ def test_the_config_is_immutable_and_reads_back_as_it_was_written() -> None:
 def test_a_published_model_names_the_base_that_was_read(read: str) -> None:
     config = builders.pod_config(JOB, spec(model={"uri": "hf://org/base@main"}), settings())
     artifact = Published(kind="adapter", uri="s3://b/k", digest="d", base=read)
-    made = builders.tuned_model(config, artifact, step=1, dataset=DatasetStatus(), made_from=[], serving=Serving())
+    made = builders.tuned_model(config, artifact, step=1, dataset=DatasetStatus(), made_from=[], metrics=[], serving=Serving())
     assert made["spec"]["base"]["uri"] == (read or "hf://org/base@main")
 
 

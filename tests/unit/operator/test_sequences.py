@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, note
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from tests.support.builders import PREPARED, TRAINED, World, a_prepared_world, failure, stopped
+from tests.support.builders import MEASURED, PREPARED_WITH_TEST, TRAINED, World, a_prepared_world, failure, stopped
 from tunewright_crds.errors import FailureCode
 from tunewright_crds.names import Role
 from tunewright_operator.observed import Batch
@@ -35,10 +35,13 @@ def forget(world: World) -> None:
 
 
 HAPPENINGS: dict[str, Callable[[World], object]] = {
-    "prepared": to(Role.PREPARE, lambda w, n: w.finish(n, PREPARED)),
+    "prepared": to(Role.PREPARE, lambda w, n: w.finish(n, PREPARED_WITH_TEST)),
     "preparation broke": to(Role.PREPARE, lambda w, n: w.finish(n, failure(FailureCode.STORAGE_UNAVAILABLE), exit_code=69)),
     "runs": to(Role.TRAIN, lambda w, n: w.start(n)),
     "trained": to(Role.TRAIN, lambda w, n: w.finish(n, TRAINED)),
+    "measured": to(Role.EVALUATE, lambda w, n: w.finish(n, MEASURED)),
+    "measuring broke": to(Role.EVALUATE, lambda w, n: w.finish(n, failure(FailureCode.STORAGE_UNAVAILABLE), exit_code=69)),
+    "evaluation deleted": to(Role.EVALUATE, lambda w, n: w.delete_batch(n)),
     "broke": to(Role.TRAIN, lambda w, n: w.finish(n, failure(FailureCode.STORAGE_UNAVAILABLE), exit_code=69)),
     "out of memory": to(Role.TRAIN, lambda w, n: w.finish(n, exit_code=137, reason="OOMKilled")),
     "no image": to(
@@ -71,7 +74,7 @@ STEP = st.tuples(st.sampled_from(sorted(HAPPENINGS)), st.sampled_from(["a pass",
 @example(True, [("no image", "a pass"), ("ten minutes", "a pass"), ("ten minutes", "a pass")])  # given up, still shutting down
 @given(st.booleans(), st.lists(STEP, max_size=30))
 def test_never_two_active_attempts(prepared: bool, story: list[tuple[str, str]]) -> None:
-    world = a_prepared_world() if prepared else World()
+    world = a_prepared_world(outcome=PREPARED_WITH_TEST) if prepared else World()
     numbers = [1] if prepared else []
     for happening, look in story:
         note(f"{happening}, then {look}")
@@ -84,6 +87,9 @@ def test_never_two_active_attempts(prepared: bool, story: list[tuple[str, str]])
         assert world.active() <= 1
         assert numbers == sorted(set(numbers)), "an attempt's number is never used twice"
         assert not (terminal_before and made), "a finished job starts nothing"
+        assert not any(batch.role == Role.TRAIN for batch in made) or world.status.model is None, "what is trained is not trained again"
+        assert not any(batch.role == Role.EVALUATE for batch in made) or world.active() == 0, "nothing is measured while it is trained"
+        assert world.model is None or world.status.evaluation or look != "a pass", "no model is registered before it is measured"
         for batch in made:
             arguments = world.batches[batch.id.name]["spec"]["template"]["spec"]["containers"][0]["args"]
             assert batch.role != Role.TRAIN or "d1" in arguments, "no training before the data is prepared"
