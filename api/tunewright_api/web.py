@@ -133,6 +133,7 @@ def row(job: Object) -> dict[str, Any]:
     """What the table shows of a job; texts are escaped by the template."""
     meta, status = job["metadata"], job.get("status", {})
     progress, error, model = status.get("progress", {}), status.get("error", {}), status.get("model", {})
+    evaluation = status.get("evaluation", {})
     running = phase_of(job) in (Phase.TRAINING, Phase.PUBLISHING)
     return {
         "namespace": meta["namespace"],
@@ -146,7 +147,22 @@ def row(job: Object) -> dict[str, Any]:
         "remaining": progress.get("remaining", "") if running else "",
         "model": model.get("name", ""),
         "error": error,
+        "measured": measured(evaluation),
+        "examples": evaluation.get("examples", 0),
+        "report": evaluation.get("reportUri", ""),
     }
+
+
+def measured(evaluation: Object) -> list[dict[str, str]]:
+    """What was measured of the job's model: of each metric the value of the base model, if it was measured, and of the tuned one."""
+    return [
+        {"metric": f"{one['task']}: {one['metric']}", "base": _number(one.get("base")), "tuned": _number(one["tuned"])}
+        for one in evaluation.get("metrics", ())
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def age(span: Any) -> str:

@@ -42,7 +42,7 @@ class Hyperparameters(Part):
         alias="batchSize",
         ge=1,
         le=65_536,
-        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences; with objectives dpo and reward: pairs; with grpo and rloo: prompts).",
+        description="Sequences per optimizer step, whatever fits into memory at once (with packing: packed sequences; with objectives dpo and reward: pairs; with ppo, grpo and rloo: prompts).",
     )
     micro_batch_size: AutoCount = Field(
         "auto",

@@ -30,6 +30,7 @@ from tunewright_crds.fields import (
 from tunewright_crds.hyperparameters import Hyperparameters
 from tunewright_crds.method import (
     APART,
+    DPO_RULES,
     LEARNS_FROM,
     NEEDS_REWARDS,
     OPTIONS,
@@ -156,6 +157,7 @@ _REF_HAS_CONVERSATIONS: Final = (
 _ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
+_EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
 _TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,)}
@@ -193,9 +195,11 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
     yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
     yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
+    yield from ((rule.cel, rule.said) for rule in DPO_RULES)
     reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
     yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
     yield f"!({reinforced}) || self.method.rewards.size() > 0", NEEDS_REWARDS
+    yield "self.method.objective != 'ppo' || self.method.ppo.miniBatches <= self.hyperparameters.batchSize", _EMPTY_MINI_BATCHES
     for (objective, tuner), why in UNFIT.items():
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
@@ -291,6 +295,8 @@ class JobSpec(
             raise ValueError(_only(examples))
         if examples is Examples.PROMPTS and any(source.format is DataFormat.TEXT for source in sources):
             raise ValueError(_TEXT_ANSWERS_NOTHING)
+        if self.method.objective is Objective.PPO and self.method.ppo.mini_batches > self.hyperparameters.batch_size:
+            raise ValueError(_EMPTY_MINI_BATCHES)
         if self.dataset.train_on is TrainOn.ALL:
             raise ValueError(_ANSWERS_ONLY)
         if self.hyperparameters.label_smoothing:

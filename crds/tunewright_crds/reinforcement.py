@@ -125,6 +125,60 @@ class Sampling(Part):
 _CLIP: Final = "How far from 1 the ratio of new to old probabilities still counts (Schulman et al. 2017, arXiv:1707.06347)."
 
 
+class Ppo(Sampling):
+    """Options of objective ppo (Schulman et al. 2017, arXiv:1707.06347; for language models Ziegler et al. 2019 and Ouyang et al. 2022)."""
+
+    epochs: int = Field(4, ge=1, le=100, description="Passes over the answers of a step.")
+    mini_batches: int = Field(
+        1,
+        alias="miniBatches",
+        ge=1,
+        le=1024,
+        description="Optimizer steps in each pass, each over its share of the answers; at most batchSize.",
+    )
+    clip: float = Field(0.2, gt=0, le=1, description=_CLIP)
+    value_clip: float = Field(0.2, alias="valueClip", gt=0, le=1000, description="How far from what it was a value still counts.")
+    value_coefficient: float = Field(0.1, alias="valueCoefficient", gt=0, le=100, description="Weight of the loss of the values.")
+    gae_lambda: float = Field(
+        0.95,
+        alias="lambda",
+        ge=0,
+        le=1,
+        description="Of generalised advantage estimation (Schulman et al. 2016): 1 looks at what an answer got, 0 at the next value only. Nothing is discounted.",
+    )
+    kl_coefficient: float = Field(
+        0.05,
+        alias="klCoefficient",
+        ge=0,
+        le=100,
+        description="Penalty for each nat by which a token became likelier than by the model before training; where klTarget is set, that of the first step.",
+    )
+    kl_target: float = Field(
+        6.0,
+        alias="klTarget",
+        ge=0,
+        le=10_000,
+        description="Divergence (KL) of a whole answer, in nats, that the coefficient is adapted towards (Ziegler et al. 2019, arXiv:1909.08593); 0 leaves it fixed.",
+    )
+    kl_horizon: int = Field(
+        10_000,
+        alias="klHorizon",
+        ge=1,
+        le=100_000_000,
+        description="Answers within which the coefficient adapts: fewer, and it does so faster.",
+    )
+    kl_limit: float = Field(
+        0.0,
+        alias="klLimit",
+        ge=0,
+        le=1000,
+        description="Ends the passes over the answers of a step once a token's probability has changed by more than this many nats in the mean; 0: none.",
+    )
+    missing_end_penalty: float = Field(
+        0.0, alias="missingEndPenalty", ge=0, le=1000, description="Taken off the reward of an answer that did not end within maxNewTokens."
+    )
+
+
 class LossType(StrEnum):
     DAPO = "dapo"
     GRPO = "grpo"

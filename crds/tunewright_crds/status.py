@@ -11,6 +11,7 @@ from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.names import Phase
 
 MAX_ATTEMPTS_TOLD: Final = 10
+MAX_METRICS: Final = 32  # of a progress
 
 
 class ConditionStatus(Part):
@@ -45,7 +46,7 @@ class Progress(Part):
     loss: str = Field("", max_length=16, description="Last training loss, for people.")
     attempt: int = Field(0, ge=0, description="Attempt that reported.")
     resumed_from_step: int = Field(0, alias="resumedFromStep", ge=0, description="Step at which that attempt began.")
-    metrics: list[Metric] = Field(default_factory=list, max_length=32, description="Last values.")
+    metrics: list[Metric] = Field(default_factory=list, max_length=MAX_METRICS, description="Last values.")
     last_updated: datetime = Field(alias="lastUpdated", description="When the pod reported.")
 
 

@@ -52,20 +52,39 @@ def running_trainer(tenant: Tenant, name: str, *, but: str = "") -> dict[str, An
 
 def test_one_applied_job_becomes_an_answering_model(tenant: Tenant, inputs: dict[str, str], tmp_path: Path) -> None:
     deploy = {"enabled": True, "resources": {"cpu": "500m", "memory": "2Gi"}}
-    tenant.apply(a_job("main", **inputs, deploy=deploy, output={"modelName": "helper", "formats": ["adapter", "merged"]}))
+    job = a_job("main", **inputs, deploy=deploy, output={"modelName": "helper", "formats": ["adapter", "merged"]})
+    job["spec"]["dataset"]["testFraction"] = 0.2
+    job["spec"]["evaluation"] = {"maxNewTokens": 8, "require": [{"metric": "loss", "betterThanBase": True}]}
+    tenant.apply(job)
+    tenant.apply(a_job("upon", model="model://helper", data=inputs["data"], hyperparameters={"maxSteps": 2, "batchSize": 4}))
+    tenant.wait("upon", "it waits", lambda status: "job main, which makes it, is" in str(status))
     status = tenant.wait_phase("main", "Succeeded")
     tenant.stack.kubectl("wait", "--for=condition=Complete", "itj/main", "-n", tenant.namespace, "--timeout=10s")
     assert [attempt["reason"] for attempt in status["attempts"]] == ["Succeeded"]
-    assert status["dataset"]["trainExamples"] + status["dataset"]["validationExamples"] == 60
+    assert sum(status["dataset"].get(name, 0) for name in ("trainExamples", "validationExamples", "testExamples", "rejected")) == 60
+    assert status["evaluation"]["examples"] == status["dataset"]["testExamples"] > 0
+    found = {measured["metric"]: measured for measured in status["evaluation"]["metrics"]}
+    assert found["loss"]["tuned"] < found["loss"]["base"]
+    report = status["evaluation"]["reportUri"].removeprefix(f"s3://{BUCKET}/")
+    assert b"Evaluation report" in tenant.stack.s3().get_object(Bucket=BUCKET, Key=report)["Body"].read()
     assert status["progress"]["step"] == status["progress"]["maxSteps"] == 8
     assert "Succeeded" in tenant.stack.kubectl("get", "itj", "-n", tenant.namespace)
 
     model = tenant.stack.kubectl.get("tm", "helper", "-n", tenant.namespace)
+    assert {measured["metric"] for measured in model["spec"]["metrics"]} == set(found)
     assert model["spec"]["source"]["uid"] == tenant.job("main")["metadata"]["uid"]
     plain_peft_gives_finite_logits(tenant, model["spec"]["artifact"]["uri"], tmp_path)
     version = storage.model_key(tenant.namespace, "helper", model["spec"]["version"], "merged")
     assert [(form["kind"], form["uri"].endswith(version)) for form in model["spec"]["forms"]] == [("adapter", False), ("merged", True)]
     assert {"/manifest.json", "/model.safetensors", "/config.json"} <= tenant.keys(version)
+
+    upon = tenant.wait_phase("upon", "Succeeded")
+    assert [(taken["version"], taken["uri"].endswith(version)) for taken in upon["takenModels"]] == [(model["spec"]["version"], True)]
+    made = tenant.stack.kubectl.get("tm", "upon", "-n", tenant.namespace)["spec"]
+    assert (made["base"]["uri"], made["source"]["models"]) == (
+        upon["takenModels"][0]["uri"],
+        [f"model://helper@{model['spec']['version']}"],
+    )
 
     tenant.stack.kubectl("wait", "--for=condition=Ready", "tm/helper", "-n", tenant.namespace, "--timeout=180s", timeout=200)
     asks_through_the_front_end(tenant)

@@ -54,13 +54,18 @@ FIELDS = {
     "micro-batch 0": ("hyperparameters.microBatchSize", 0, "microBatchSize"),
     "micro-batch in other words": ("hyperparameters.microBatchSize", "big", "microBatchSize"),
     "unknown field": ("method.lora.rnak", 8, 'unknown field "spec.method.lora.rnak"'),
-    "unknown objective": ("method.objective", "ppo", "method.objective"),
+    "unknown objective": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo.beta", 0.2, "dpo holds options of objective dpo"),
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "needs tuner lora or qlora"),
     "a reward model over 4 bits": ("method", {"objective": "reward", "tuner": "qlora"}, "needs tuner lora or full"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
-    "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective grpo or rloo"),
+    "rewards with another objective": ("method.rewards", [{"type": "exact-match"}], "rewards holds options of objective ppo, grpo or rloo"),
     "nothing that is rewarded": ("method.objective", "rloo", "an objective that learns from rewards needs some"),
+    "more mini-batches than prompts": (
+        "method",
+        {"objective": "ppo", "rewards": [{"type": "exact-match"}], "ppo": {"miniBatches": 17}},
+        "miniBatches is above batchSize",
+    ),
     "a reward of no pattern": ("method", {"objective": "grpo", "rewards": [{"type": "regex"}]}, "pattern is for type regex"),
     "a reward of no length": ("method", {"objective": "grpo", "rewards": [{"type": "length", "min": 2, "max": 1}]}, "min is above max"),
     "options of lora with another tuner": (
@@ -121,6 +126,14 @@ RIGHT = {
         {"enabled": True, "words": 8, "against": ["s3://data/x", "hf://datasets/o/n@abc/x.jsonl"]},
     ),
     "preferences": ("method", {"objective": "dpo", "dpo": {"beta": 0.05, "labelSmoothing": 0.1}}),
+    "a loss of its own": (
+        "method",
+        {"objective": "dpo", "dpo": {"loss": "exo_pair", "labelSmoothing": 0.001, "fDivergence": "js_divergence"}},
+    ),
+    "several losses": (
+        "method",
+        {"objective": "dpo", "dpo": {"ldAlpha": 0.5, "losses": [{"type": "aot", "weight": 0.5}, {"type": "sft", "weight": 1}]}},
+    ),
     "what is measured": (
         "evaluation",
         {"fewShot": [0, 4], "maxExamples": 50, "classification": "always", "maxNewTokens": 16, "compareWithBase": False},
@@ -164,12 +177,28 @@ def test_what_works_is_taken_and_filled_in(kubectl: Kubectl, namespace: str, pat
     assert holds(node, value)
 
 
+def _dpo(**options: Any) -> dict[str, Any]:
+    return {"method": {"objective": "dpo", "dpo": options}}
+
+
 def _required(**requirement: Any) -> dict[str, Any]:
     """A job that requires something of its model, and has rows to test it with."""
     return {"evaluation": {"require": [requirement]}, "dataset.testFraction": 0.1}
 
 
 TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
+    "losses beside loss": (_dpo(loss="ipo", losses=[{"type": "sft"}]), "dpo.losses stands for dpo.loss"),
+    "smoothing of a loss that has none": (_dpo(loss="ipo", labelSmoothing=0.1), "dpo.labelSmoothing has an effect with losses"),
+    "exo_pair without smoothing": (_dpo(losses=[{"type": "sft"}, {"type": "exo_pair"}]), "loss exo_pair needs dpo.labelSmoothing"),
+    "robust against chance": (_dpo(loss="robust", labelSmoothing=0.5), "loss robust needs dpo.labelSmoothing below 0.5"),
+    "tails of no comparison": (_dpo(loss="sft", ldAlpha=0.5), "dpo.ldAlpha has no effect"),
+    "a divergence of sums": (
+        _dpo(losses=[{"type": "sigmoid"}, {"type": "aot"}], fDivergence="forward_kl"),
+        "dpo.fDivergence is defined for",
+    ),
+    "alpha of another divergence": (_dpo(fAlphaDivergenceCoef=0.7), "is for fDivergence alpha_divergence"),
+    "temperature of another loss": (_dpo(discopopTau=0.5), "dpo.discopopTau is for loss discopop"),
+    "options of dpo with another objective": ({"method": {"dpo": {"ldAlpha": 0.5}}}, "dpo holds options of objective dpo"),
     "a reward model that is served": ({"method": {"objective": "reward"}, "deploy": {"enabled": True}}, "judges answers and gives none"),
     "prompts that are learned from pairs": ({"method": {"objective": "reward"}, "dataset.trainOn": "all"}, "only answers count"),
     "a requirement without a bound": (_required(metric="loss"), "give min, max or betterThanBase"),

@@ -9,7 +9,7 @@ from tests.support.models import Layout, tiny_model
 from tests.support.training import Row, a_job
 from tunewright_trainer.train import data, metrics
 from tunewright_trainer.train.model import Tuned, load
-from tunewright_trainer.train.objective import Optimised
+from tunewright_trainer.train.objective import Coupled, Optimised, shares_of
 
 CPU = torch.device("cpu")
 NO_DROPOUT = {"dropout": 0}
@@ -42,12 +42,13 @@ def gradient(tuned: Tuned) -> torch.Tensor:
     return torch.cat([weight.grad.flatten() for weight in tuned.trainable.values() if weight.grad is not None])
 
 
-def accumulated(tuned: Tuned, made: Sequence[Row], objective: Optimised, *, each: int) -> tuple[dict[str, float], torch.Tensor]:
+def accumulated(tuned: Tuned, made: Sequence[Row], objective: Optimised | Coupled, *, each: int) -> tuple[dict[str, float], torch.Tensor]:
     """Metrics of a batch that goes through the model so many rows at once, and its gradient as one vector."""
     tuned.network.zero_grad()
     tuned.network.train()
     found: dict[str, float] = {}
     rows = rows_of(made)
-    for group in data.grouped(rows, each):
-        found = metrics.added(found, objective.backward(tuned, data.micro_batch(group, CPU), share_of=objective.size(rows)))
+    groups = list(data.grouped(rows, each))
+    for group, share in zip(groups, shares_of(objective, tuned, groups), strict=True):
+        found = metrics.added(found, objective.backward(tuned, data.micro_batch(group, CPU), share_of=share))
     return found, gradient(tuned)

@@ -70,14 +70,20 @@ def test_a_person_logs_in_and_watches_a_job(tmp_path: Path) -> None:
 
             phases = page.get_by_label("Phase")
             phases.focus()
-            front.set_status(
-                ours, "assistant", phase="Succeeded", progress=progress | {"step": 10, "percent": 100}, model={"name": "tuned-one"}
-            )
+            found = {
+                "metrics": [{"task": "test", "metric": "f1", "base": 0.25, "tuned": 0.9}],
+                "examples": 40,
+                "reportUri": "s3://b/report.html",
+            }
+            done = progress | {"step": 10, "percent": 100}
+            front.set_status(ours, "assistant", phase="Succeeded", progress=done, model={"name": "tuned-one"}, evaluation=found)
             front.set_status(
                 ours, "broken", phase="Failed", error={"code": "DataInvalid", "message": "row 7 <b>", "advice": "Mend the row."}
             )
             expect(job).to_contain_text("10 of 10")
             expect(job).to_contain_text("tuned-one")
+            expect(page.locator("tr.measured")).to_contain_text("Measured on 40 held-out rows")
+            expect(page.locator("tr.measured tbody")).to_contain_text("test: f1")
             expect(page.get_by_role("cell", name="DataInvalid: row 7 <b> Mend the row.")).to_be_visible()
             expect(page.locator("#summary")).to_have_text("2 jobs: 1 succeeded, 1 failed")
             expect(phases).to_be_focused()

@@ -12,7 +12,7 @@ from tunewright_api.app import create_app
 from tunewright_api.gateway import MAX_BODY
 from tunewright_api.sessions import Sessions
 from tunewright_api.settings import Settings
-from tunewright_api.web import age, summarise
+from tunewright_api.web import age, measured, summarise
 from tunewright_crds import names
 
 ANN = {"Authorization": "Bearer t"}
@@ -179,6 +179,18 @@ SPANS = [(timedelta(seconds=-5), "0s"), (timedelta(seconds=59), "50s"), (timedel
 @pytest.mark.parametrize(("span", "text"), SPANS)
 def test_ages_as_kubectl_tells_them(span: timedelta, text: str) -> None:
     assert age(span) == text
+
+
+def test_what_was_measured_stands_side_by_side() -> None:
+    metrics = [
+        {"task": "test", "metric": "loss", "base": 5.61234, "tuned": 0.05},
+        {"task": "test", "metric": "preference_accuracy", "tuned": 1},
+    ]
+    assert measured({"metrics": metrics}) == [
+        {"metric": "test: loss", "base": "5.612", "tuned": "0.05"},
+        {"metric": "test: preference_accuracy", "base": "–", "tuned": "1"},
+    ]
+    assert measured({}) == []
 
 
 def test_a_summary_counts_phases_in_the_order_of_a_jobs_life() -> None:

@@ -54,7 +54,7 @@ REFUSED = {
     "everything held out": ("dataset.validationFraction", 1.0, "dataset.validationFraction"),
     "fractions that leave nothing": ("dataset.testFraction", 0.96, "dataset"),
     "rank zero": ("method.lora.rank", 0, "method.lora.rank"),
-    "an objective that is not built": ("method.objective", "ppo", "method.objective"),
+    "an objective that is not built": ("method.objective", "orpo", "method.objective"),
     "dpo's options with another objective": ("method.dpo", {"beta": 0.2}, "method"),
     "dpo of the whole model": ("method", {"objective": "dpo", "tuner": "full"}, "method"),
     "dpo that is told the wrong thing for sure": (
@@ -100,6 +100,25 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
     read_spec(spec)
 
 
+DPO_WITHOUT_EFFECT = {
+    "losses beside loss": {"loss": "ipo", "losses": [{"type": "sft"}]},
+    "smoothing of a loss that has none": {"loss": "ipo", "labelSmoothing": 0.1},
+    "exo_pair without smoothing": {"losses": [{"type": "sft"}, {"type": "exo_pair"}]},
+    "robust against chance": {"loss": "robust", "labelSmoothing": 0.5},
+    "tails of no comparison": {"loss": "sft", "ldAlpha": 0.5},
+    "a divergence of sums": {"losses": [{"type": "sigmoid"}, {"type": "aot"}], "fDivergence": "forward_kl"},
+    "alpha of another divergence": {"fAlphaDivergenceCoef": 0.7},
+    "temperature of another loss": {"discopopTau": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", DPO_WITHOUT_EFFECT.values(), ids=DPO_WITHOUT_EFFECT)
+def test_options_of_dpo_have_an_effect(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"dpo\.|exo_pair|robust") as caught:
+        read_spec(SMALLEST | {"method": {"objective": "dpo", "dpo": options}})
+    assert {error["loc"] for error in caught.value.errors()} == {("method", "dpo")}
+
+
 UNFIT_VALUES = {
     "an adapter that cannot be merged": ("lily", {"output": {"formats": ["adapter", "merged"]}}, "cannot be merged"),
 }
@@ -130,6 +149,7 @@ REWARD_REFUSED: dict[str, tuple[str, object, str]] = {
     "plain texts": ("dataset.sources.0.format", "text", "format text has none"),
     "prompts that are learned": ("dataset.trainOn", "all", "only answers count"),
     "options of another one": ("method.rloo", {"beta": 0.2}, "rloo holds options of objective rloo"),
+    "more mini-batches than prompts": ("method", {"objective": "ppo", "ppo": {"miniBatches": 17}}, "miniBatches is above batchSize"),
     "one answer to compare with none": ("method.grpo.generations", 1, "greater than or equal to 2"),
     "a pattern that is none": ("method.rewards.0", {"type": "regex", "pattern": "(a"}, "no regular expression"),
     "a pattern for another type": ("method.rewards.0", {"type": "contains", "text": "a", "pattern": "a"}, "pattern is for type regex"),
@@ -151,7 +171,9 @@ def test_what_rewards_cannot_do_is_refused(path: str, value: object, said: str) 
     method: dict[str, object] = {"objective": "grpo", "rewards": [{"type": "exact-match"}]}
     read_spec(SMALLEST | {"method": method})
     asked = spec_with(path, value) if not path.startswith("method") else dict(SMALLEST)
-    if path.startswith("method.rewards.0"):
+    if path == "method" and isinstance(value, dict):
+        method |= value
+    elif path.startswith("method.rewards.0"):
         method["rewards"] = [value]
     elif path.startswith("method"):
         *parents, last = path.split(".")[1:]

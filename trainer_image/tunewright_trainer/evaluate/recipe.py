@@ -27,7 +27,7 @@ from tunewright_trainer.serve.turns import End, end_of_turn
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
 from tunewright_trainer.train import attention, loss
 from tunewright_trainer.train.data import Rows, micro_batch
-from tunewright_trainer.train.dpo import log_probabilities
+from tunewright_trainer.train.dpo import likelihoods
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.recipe import reproducible
 from tunewright_trainer.train.reward_model import scores
@@ -205,7 +205,7 @@ def _prefers(model: Tuned, example: questions.Example) -> bool:
     assert example.rejected is not None
     batch = micro_batch([example.document, example.rejected], model.device)
     with attention.documents(batch.lengths):
-        chosen, rejected = log_probabilities(model, batch).tolist()
+        chosen, rejected = likelihoods(model, batch).logps.tolist()
     return bool(chosen > rejected)
 
 

@@ -6,6 +6,7 @@ _OBJECTIVES: Final = {
     "sft": "sft (supervised fine-tuning)",
     "reward": "reward (Bradley-Terry likelihood of pairs: Ouyang et al. 2022, arXiv:2203.02155)",
     "dpo": "dpo (direct preference optimisation: Rafailov et al. 2023, arXiv:2305.18290)",
+    "ppo": "ppo (proximal policy optimisation: Schulman et al. 2017, arXiv:1707.06347)",
     "grpo": "grpo (group relative policy optimisation: Shao et al. 2024, arXiv:2402.03300)",
     "rloo": "rloo (REINFORCE leave-one-out: Ahmadian et al. 2024, arXiv:2402.14740)",
 }
@@ -19,6 +20,7 @@ _TOLD: Final = (
     "reward",
     "eval_reward",
     "kl",
+    "objective/kl",
     "accuracy",
     "margin",
     "eval_accuracy",

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.model import HEAD, Tuned
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -55,7 +55,7 @@ def merged(tuned: Tuned, base_folder: Path) -> Any:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    adapter = {name: weight.detach() for name, weight in tuned.trainable.items()}
+    adapter = {name: weight.detach() for name, weight in tuned.trainable.items() if not name.startswith(f"{HEAD}.")}
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
     wrapped = get_peft_model(base.to(tuned.device), tuned.peft.peft_config["default"])
     Tuned(network=base, peft=wrapped, device=tuned.device, compute=torch.float32, keeps_logits=False).load_weights(adapter)

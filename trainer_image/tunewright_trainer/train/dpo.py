@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290).
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), with any of the losses of `dpo_losses`.
 
 Of each pair the chosen answer shall become likelier than the rejected one, compared with the reference: the model without its adapter, as it was before.
 Each row is a pair of two documents, the chosen one first.
@@ -6,79 +6,159 @@ Each row is a pair of two documents, the chosen one first.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy
 
+from tunewright_crds.method import Dpo as Options
 from tunewright_trainer.train import loss
 from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
+from tunewright_trainer.train.dpo_losses import Documents, Pairs, couples, losses
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a micro-batch must know of its batch: its ``pairs``, and the learned ``tokens`` of their chosen answers."""
+
+    pairs: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Of a micro-batch whose pairs' losses depend on the other pairs: what came of the batch as a whole. ``logps`` and ``sums`` [documents] are the loss's
+    derivatives by these, ``measured`` its share of each metric."""
+
+    logps: torch.Tensor
+    sums: torch.Tensor
+    measured: Measured
+
+
+Share = Whole | Coupled
+
+
 class Dpo:
-    """``beta`` holds the model to the reference; ``smoothing`` is the share of pairs that are expected to be the wrong way round (Mitchell 2023)."""
+    """See `tunewright_trainer.train.objective.Optimised`."""
 
-    def __init__(self, *, beta: float, smoothing: float) -> None:
-        self._beta = beta
-        self._smoothing = smoothing
+    def __init__(self, options: Options) -> None:
+        self._options = options
 
-    def size(self, rows: Sequence[Row]) -> int:
-        """The loss is the mean over pairs."""
-        return max(1, len(rows))
+    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Share]:
+        """What pairs of the whole batch must be known for is computed before the gradients: so accumulation is the big batch, whatever the loss."""
+        rows = [row for group in groups for row in group]
+        whole = Whole(len(rows), max(1, sum(_learned(row) for row in rows)))
+        return self._coupled(tuned, groups, whole) if couples(self._options) else [whole] * len(groups)
 
-    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: int) -> Measured:
-        """See `tunewright_trainer.train.objective.Optimised`."""
-        before = reference(tuned, batch)
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Share) -> Measured:
+        """The loss is the mean over pairs; of loss sft the mean over tokens."""
+        before = None if isinstance(share_of, Coupled) else reference(tuned, batch, tail=self._options.ld_alpha)
         with documents(batch.lengths):
-            total, measured = self.summed(log_probabilities(tuned, batch), before)
-            torch.autograd.backward(total / share_of)
-        return {name: value / share_of for name, value in measured.items()}
+            policy = likelihoods(tuned, batch, tail=self._options.ld_alpha)
+            if isinstance(share_of, Coupled):
+                torch.autograd.backward((policy.logps * share_of.logps + policy.sums * share_of.sums).sum())
+                return share_of.measured
+            assert before is not None
+            total, measured = self.measured(policy, before, share_of)
+            torch.autograd.backward(total)
+        return measured
 
     @torch.no_grad()
     def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
-        """See `tunewright_trainer.train.objective.Optimised`."""
+        """All validation rows are one batch."""
         tuned.network.eval()
-        totals: Measured = {}
-        for index in range(len(rows)):
-            batch = micro_batch([rows[index]], tuned.device)
-            with documents(batch.lengths):
-                _, measured = self.summed(log_probabilities(tuned, batch), reference(tuned, batch))
-            totals = {name: totals.get(name, 0.0) + value for name, value in measured.items()}
-        return {f"eval_{name}": total / len(rows) for name, total in totals.items()}
+        found = [self._both(tuned, micro_batch([rows[index]], tuned.device)) for index in range(len(rows))]
+        policy, before = joined([one for one, _ in found]), torch.cat([one for _, one in found])
+        _, measured = self.measured(policy, before, Whole(len(rows), max(1, int(policy.counts[0::2].sum()))))
+        return {f"eval_{name}": value for name, value in measured.items()}
 
-    def summed(self, policy: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, Measured]:
-        """Sum of the pairs' losses, in nats, and of what is measured of them. Both are log-probabilities [2 pairs]: chosen, rejected, chosen, ..."""
-        rewards = self._beta * (policy - before)
-        chosen, rejected = rewards[0::2], rewards[1::2]
-        margins = chosen - rejected
-        losses = -(1 - self._smoothing) * logsigmoid(margins) - self._smoothing * logsigmoid(-margins)
-        told = {
-            "loss": losses,
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/accuracies": margins > 0,
-            "rewards/margins": margins,
-            "logps/chosen": policy[0::2],
-            "logps/rejected": policy[1::2],
-        }
-        return losses.sum(), {name: float(values.detach().sum()) for name, values in told.items()}
+    def measured(self, policy: Documents, before: torch.Tensor, whole: Whole) -> tuple[torch.Tensor, Measured]:
+        """The pairs' share of the loss of the whole batch, and of its metrics. ``before`` is `Documents.logps` of the reference."""
+        pairs = Pairs(self._options, policy, before, tokens=whole.tokens, pairs=whole.pairs)
+        each = losses(pairs)
+        return each.sum() / whole.pairs, _told(pairs, each.detach(), share_of=whole.pairs)
+
+    def _both(self, tuned: Tuned, batch: MicroBatch) -> tuple[Documents, torch.Tensor]:
+        before = reference(tuned, batch, tail=self._options.ld_alpha)
+        with documents(batch.lengths):
+            return likelihoods(tuned, batch, tail=self._options.ld_alpha), before
+
+    def _coupled(self, tuned: Tuned, groups: Sequence[Sequence[Row]], whole: Whole) -> list[Share]:
+        with torch.no_grad():
+            found = [self._both(tuned, micro_batch(group, tuned.device)) for group in groups]
+        policy, before = joined([one for one, _ in found]), torch.cat([one for _, one in found])
+        leaves = policy.logps.requires_grad_(), policy.sums.requires_grad_()
+        pairs = Pairs(self._options, policy, before, tokens=whole.tokens, pairs=whole.pairs)
+        each = losses(pairs)
+        # Loss sft alone looks at the sums.
+        found_grads = torch.autograd.grad(each.sum() / whole.pairs, leaves, allow_unused=True, materialize_grads=True)
+        counts = [len(group) for group in groups]
+        by_logps, by_sums = (torch.split(part, [2 * count for count in counts]) for part in found_grads)
+        told = (
+            _told(part, some, share_of=whole.pairs)
+            for part, some in zip(_split(pairs, counts), torch.split(each.detach(), counts), strict=True)
+        )
+        return [Coupled(logps, sums, measured) for logps, sums, measured in zip(by_logps, by_sums, told, strict=True)]
 
 
-def log_probabilities(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:
-    """[documents]: log-probability of what is learned of each, in nats. Must be called within `attention.documents`."""
+def _learned(row: Row) -> int:
+    """Tokens that are learned of a pair's chosen answer."""
+    first = row.lengths[0]
+    return Row(row.input_ids[:first], row.labels[:first], [first]).targets
+
+
+def joined(parts: Sequence[Documents]) -> Documents:
+    """The documents of several micro-batches."""
+    return Documents(*(torch.cat([getattr(part, name) for part in parts]) for name in ("logps", "sums", "counts")))
+
+
+def _split(pairs: Pairs, each: Sequence[int]) -> Iterator[Pairs]:
+    """So many pairs at a time, as they are measured."""
+    parts = (torch.split(part.detach(), [2 * count for count in each]) for part in (*vars(pairs.policy).values(), pairs.before))
+    for logps, sums, counts, before in zip(*parts, strict=True):
+        yield Pairs(pairs.options, Documents(logps, sums, counts), before, pairs.tokens, pairs.pairs)
+
+
+def _told(pairs: Pairs, each: torch.Tensor, *, share_of: int) -> Measured:
+    """TRL's metrics. Rewards are log-ratios by beta, in nats, whatever the loss."""
+    chosen, rejected = pairs.options.beta * pairs.chosen, pairs.options.beta * pairs.rejected
+    told = {
+        "loss": each,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/accuracies": chosen > rejected,
+        "rewards/margins": chosen - rejected,
+        "logps/chosen": pairs.policy.logps[0::2],
+        "logps/rejected": pairs.policy.logps[1::2],
+    }
+    return {name: float(values.detach().sum()) / share_of for name, values in told.items()}
+
+
+def likelihoods(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -> Documents:
+    """What the model says of each document. Must be called within `attention.documents`.
+
+    ``tail`` weighs tokens of an answer beyond the length of the shorter one of its pair (Liu et al. 2024, arXiv:2409.06411).
+    """
     each = -cross_entropy(loss.forward(tuned, batch), batch.targets, reduction="none")
     ends = torch.cumsum(torch.tensor([0, *batch.lengths], device=batch.keep.device), 0)
     counts = torch.searchsorted(batch.keep, ends).diff()
-    return torch.stack([part.sum() for part in torch.split(each, counts.tolist())])
+    parts = torch.split(each, counts.tolist())
+    sums = torch.stack([part.sum() for part in parts])
+    if tail is None:
+        return Documents(sums, sums, counts)
+    shared = [min(len(parts[at]), len(parts[at ^ 1])) for at in range(len(parts))]
+    logps = torch.stack([part[:both].sum() + tail * part[both:].sum() for part, both in zip(parts, shared, strict=True)])
+    return Documents(logps, sums, counts)
 
 
 @torch.no_grad()
-def reference(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:
-    """`log_probabilities` by the model without its adapter, and without dropout."""
+def reference(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -> torch.Tensor:
+    """`Documents.logps` by the model without its adapter, and without dropout."""
     with documents(batch.lengths), _as_before(tuned):
-        return log_probabilities(tuned, batch)
+        return likelihoods(tuned, batch, tail=tail).logps
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Final
 
 from tunewright_crds import names
 from tunewright_crds.pod import JobIdentity, ProgressReport
-from tunewright_crds.status import CheckpointStatus, Metric, Progress
+from tunewright_crds.status import MAX_METRICS, CheckpointStatus, Metric, Progress
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +134,9 @@ class Reporter:
 def progress(
     *, step: int, max_steps: int, epoch: float, tokens: int, remaining: int, attempt: int, resumed_from: int, metrics: dict[str, float]
 ) -> Progress:
-    """Progress as the job's status shows it."""
+    """Progress as the job's status shows it, which has no room for all details: metrics of parts (a name with `/`) are left out first."""
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    shown = sorted(sorted(finite), key=lambda name: "/" in name)[:MAX_METRICS]
     return Progress(
         step=step,
         max_steps=max_steps,
@@ -148,7 +149,7 @@ def progress(
         loss=f"{finite['loss']:.4f}" if "loss" in finite else "",
         attempt=attempt,
         resumed_from_step=resumed_from,
-        metrics=[Metric(name=name, value=value) for name, value in sorted(finite.items())],
+        metrics=[Metric(name=name, value=finite[name]) for name in sorted(shown)],
         last_updated=datetime.now(UTC),
     )
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # Documents apart must give the logits that they give alone, to rounding.
 ISOLATION_TOLERANCE: Final = 1e-3
+HEAD: Final = "tunewright_head"  # of the names of weights beside the network
 _BF16_CAPABILITY: Final = (8, 0)  # Ampere, the first with bf16 tensor cores
 
 
@@ -33,11 +34,14 @@ class Tuned:
     device: torch.device
     compute: torch.dtype
     keeps_logits: bool
+    head: torch.nn.Module | None = None
+    """What is trained beside the network and not published."""
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The weights that change, by name."""
-        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
+        beside = {f"{HEAD}.{name}": weight for name, weight in self.head.named_parameters()} if self.head else {}
+        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad} | beside
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Frozen weights are held in the precision of the forward pass, trained ones always in fp32; this brings them together."""

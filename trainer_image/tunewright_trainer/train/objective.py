@@ -1,7 +1,9 @@
 """What is optimised, as the recipe sees it: each objective is a file of its own."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import Objective
@@ -11,7 +13,8 @@ from tunewright_trainer.train.grpo import Grpo
 from tunewright_trainer.train.loss import Sft
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
-from tunewright_trainer.train.reinforced import Setting, Update
+from tunewright_trainer.train.ppo import Ppo
+from tunewright_trainer.train.reinforced import Loss, Setting, Update
 from tunewright_trainer.train.reward import BradleyTerry
 from tunewright_trainer.train.rloo import Rloo
 
@@ -35,6 +38,22 @@ class Optimised(Protocol):
         ...
 
 
+class Coupled(Protocol):
+    """An objective whose parts of a batch must know more of the whole than its size."""
+
+    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
+        """For each micro-batch, what `backward` must know of the whole batch. May ask the model, without gradients; dropout will be the same again."""
+        ...
+
+    def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Any) -> Measured:
+        """See `Optimised`."""
+        ...
+
+    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
+        """See `Optimised`."""
+        ...
+
+
 class Reinforced(Protocol):
     """An objective that learns from rewards for answers of the model's own. A step draws answers, and makes one optimizer step or several on them."""
 
@@ -50,15 +69,23 @@ class Reinforced(Protocol):
 
 def reinforced(tuned: Tuned, setting: Setting) -> Reinforced | None:
     """The job's objective if it learns from rewards. Layers that only training needs are added to ``tuned``."""
-    made: dict[Objective, Callable[[Tuned, Setting], Reinforced]] = {Objective.GRPO: Grpo, Objective.RLOO: Rloo}
+    made: dict[Objective, Callable[[Tuned, Setting], Reinforced]] = {Objective.PPO: Ppo, Objective.GRPO: Grpo, Objective.RLOO: Rloo}
     make = made.get(setting.spec.method.objective)
     return make(tuned, setting) if make else None
 
 
-def objective_of(spec: JobSpec) -> Optimised:
+def objective_of(spec: JobSpec) -> Optimised | Coupled:
     """What the job asks for, if it learns from what the data says."""
     if spec.method.objective is Objective.DPO:
-        return Dpo(beta=spec.method.dpo.beta, smoothing=spec.method.dpo.label_smoothing)
+        return Dpo(spec.method.dpo)
     if spec.method.objective is Objective.REWARD:
         return BradleyTerry(centering=spec.method.reward.center_rewards_coefficient)
     return Sft(smoothing=spec.hyperparameters.label_smoothing)
+
+
+def shares_of(loss: Loss | Coupled, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
+    """For each micro-batch of a batch, what it is the share of."""
+    if hasattr(loss, "shares"):
+        with torch.random.fork_rng():  # looking at the batch draws no random numbers away from its gradients
+            return loss.shares(tuned, groups)
+    return [loss.size([row for group in groups for row in group])] * len(groups)

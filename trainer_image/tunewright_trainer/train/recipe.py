@@ -37,7 +37,7 @@ from tunewright_trainer.train.checkpoints import (
     restore_optimizer,
 )
 from tunewright_trainer.train.model import load
-from tunewright_trainer.train.objective import objective_of, reinforced
+from tunewright_trainer.train.objective import Coupled, objective_of, reinforced, shares_of
 from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
 
@@ -156,13 +156,13 @@ class Run:
             measured = self._update(batch, self.objective)
         self._count(step, batch, measured | {"learning_rate": rate})
 
-    def _update(self, batch: Sequence[rows_of.Row], loss: Loss) -> dict[str, float]:
+    def _update(self, batch: Sequence[rows_of.Row], loss: Loss | Coupled) -> dict[str, float]:
         """One optimizer step, whose gradients micro-batches add up to; returns the metrics of the loss and the gradient's norm."""
-        size = loss.size(batch)
+        groups = list(rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings))
         measured: dict[str, float] = {}
-        for group in rows_of.grouped(batch, self.wanted.micro_batch_size, halvings=self.halvings):
-            shares = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=size)
-            measured = metrics.added(measured, shares)
+        for group, share in zip(groups, shares_of(loss, self.tuned, groups), strict=True):
+            found = loss.backward(self.tuned, rows_of.micro_batch(group, self.tuned.device), share_of=share)
+            measured = metrics.added(measured, found)
         norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), self.wanted.max_grad_norm))
         _check_finite(self.counters.step + 1, loss=measured["loss"], norm=norm)
         self.optimizer.step()

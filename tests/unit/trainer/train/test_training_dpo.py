@@ -23,13 +23,15 @@ from tests.support.training import (
     weights_digest,
 )
 from tests.support.trl_preferences import METRICS
+from tunewright_crds.method import Dpo as Options
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
-from tunewright_trainer.train import data
+from tunewright_trainer.train import data, dpo
 from tunewright_trainer.train.attention import documents as isolated
-from tunewright_trainer.train.dpo import Dpo, log_probabilities, reference
-from tunewright_trainer.train.model import load
+from tunewright_trainer.train.dpo import Dpo, Whole, likelihoods, reference
+from tunewright_trainer.train.dpo_losses import Documents
+from tunewright_trainer.train.model import Tuned, load
 
 SHORT = {"batchSize": 4, "epochs": 2, "learningRate": 0.01}
 
@@ -41,7 +43,7 @@ def job(**parts: Any) -> PodConfig:
 
 def test_accumulated_is_at_once() -> None:
     """The mean over pairs, not over tokens: long answers weigh no more."""
-    made, tuned, objective = pairs(9, seed=2), adapted(), Dpo(beta=0.1, smoothing=0.2)
+    made, tuned, objective = pairs(9, seed=2), adapted(), Dpo(Options(beta=0.1, label_smoothing=0.2))
     at_once = accumulated(tuned, made, objective, each=9)
     assert at_once[0]["loss"] == pytest.approx(np.mean([accumulated(tuned, [row], objective, each=1)[0]["loss"] for row in made]), abs=1e-6)
     for each in (1, 4):
@@ -53,14 +55,35 @@ def test_accumulated_is_at_once() -> None:
 def test_the_loss_is_that_of_the_formula() -> None:
     policy, before = torch.tensor([-3.0, -5.0, -4.0, -2.0]), torch.tensor([-3.5, -4.0, -3.0, -2.0])
     # Log-ratios: +0.5 and -1 in the first pair, -1 and 0 in the second.
-    plain, told = Dpo(beta=0.5, smoothing=0).summed(policy, before)
+    said, both = Documents(policy, policy, torch.full((4,), 3)), Whole(pairs=1, tokens=6)
+    plain, told = Dpo(Options(beta=0.5)).measured(said, before, both)
     expected = [math.log(1 + math.exp(-0.75)), math.log(1 + math.exp(0.5))]
     assert float(plain) == pytest.approx(sum(expected))
     wanted = {"loss": sum(expected), "rewards/chosen": -0.25, "rewards/rejected": -0.5, "rewards/accuracies": 1, "rewards/margins": 0.25}
     assert told == pytest.approx(wanted | {"logps/chosen": -7, "logps/rejected": -7})
-    doubted, _ = Dpo(beta=0.5, smoothing=0.1).summed(policy, before)
+    doubted, _ = Dpo(Options(beta=0.5, label_smoothing=0.1)).measured(said, before, both)
     turned = [math.log(1 + math.exp(0.75)), math.log(1 + math.exp(-0.5))]
     assert float(doubted) == pytest.approx(0.9 * sum(expected) + 0.1 * sum(turned))
+
+
+def test_a_look_at_the_whole_batch_sees_the_dropout_that_the_gradient_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at before the gradient, where a loss couples pairs, is what the gradient is then of."""
+    config = job(method={"dpo": {"loss": "aot"}, "lora": {"dropout": 0.5}}, hyperparameters=SHORT | {"maxSteps": 3, "microBatchSize": 2})
+    store, seen = LocalStore(tmp_path / "store"), []
+    plain = dpo.likelihoods
+
+    def watched(tuned: Tuned, batch: data.MicroBatch, *, tail: float | None = None) -> Documents:
+        found = plain(tuned, batch, tail=tail)
+        if tuned.network.training:
+            seen.append(found.logps.detach().clone())
+        return found
+
+    monkeypatch.setattr(dpo, "likelihoods", watched)
+    publish_data(store, tmp_path, train=pairs(12))
+    train_here(config, store, tmp_path)
+    steps = [seen[start : start + 4] for start in range(0, 12, 4)]
+    assert all(torch.equal(torch.cat(step[:2]), torch.cat(step[2:])) for step in steps)
+    assert not torch.equal(steps[0][0], steps[1][0])
 
 
 def test_each_document_is_summed_by_itself() -> None:
@@ -69,11 +92,11 @@ def test_each_document_is_summed_by_itself() -> None:
     made = [*pairs(3), documents(2, seed=5)]
     batch = data.micro_batch(rows_of(made), CPU)
     with isolated(batch.lengths), torch.no_grad():
-        together = log_probabilities(tuned, batch)
+        together = likelihoods(tuned, batch).logps
     for row, found in zip([[one] for both in made for one in both], together, strict=True):
         alone = data.micro_batch(rows_of([row]), CPU)
         with isolated(alone.lengths), torch.no_grad():
-            assert float(found) == pytest.approx(float(log_probabilities(tuned, alone)[0]), abs=1e-4)
+            assert float(found) == pytest.approx(float(likelihoods(tuned, alone).logps[0]), abs=1e-4)
 
 
 def test_the_reference_is_the_base_without_dropout_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
@@ -92,8 +115,8 @@ def test_the_reference_is_the_base_without_dropout_and_leaves_the_model_as_it_wa
     assert list(tuned.trainable) == names
     assert tuned.network.training
     with isolated(batch.lengths), torch.no_grad():
-        torch.testing.assert_close(found, log_probabilities(plain, batch), atol=1e-4, rtol=0)
-        assert not torch.allclose(found, log_probabilities(tuned, batch), atol=1e-1), "dropout and adapter are there again"
+        torch.testing.assert_close(found, likelihoods(plain, batch).logps, atol=1e-4, rtol=0)
+        assert not torch.allclose(found, likelihoods(tuned, batch).logps, atol=1e-1), "dropout and adapter are there again"
 
 
 def test_preferences_are_learned(tmp_path: Path) -> None:
@@ -121,10 +144,12 @@ def test_preferences_are_learned(tmp_path: Path) -> None:
     assert "| rewards/margins |" in card
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_stopped_run_goes_on_at_the_exact_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int) -> None:
+@pytest.mark.parametrize(("stop_after", "loss"), [(1, "sigmoid"), (3, "aot")])
+def test_a_stopped_run_goes_on_at_the_exact_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, loss: str) -> None:
     """With the dropout of every day, which must be drawn anew as it was."""
-    config = job(hyperparameters=SHORT | {"earlyStopping": {"enabled": True}}, checkpointing={"everySteps": 100})
+    config = job(
+        method={"dpo": {"loss": loss}}, hyperparameters=SHORT | {"earlyStopping": {"enabled": True}}, checkpointing={"everySteps": 100}
+    )
     store, undisturbed = LocalStore(tmp_path / "store"), LocalStore(tmp_path / "undisturbed")
     for one in (store, undisturbed):
         publish_data(one, tmp_path, train=pairs(12), validation=pairs(3, seed=9))

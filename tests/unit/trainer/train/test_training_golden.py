@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -35,7 +36,38 @@ class Case:
         return str(self.method["objective"])
 
 
+def dpo(options: Mapping[str, Any] = MappingProxyType({}), trl: Mapping[str, Any] = MappingProxyType({})) -> Case:
+    return Case({"objective": "dpo", "dpo": {"beta": 0.3, **options}}, {"beta": 0.3, **trl})
+
+
+def loss(name: str, options: Mapping[str, Any] = MappingProxyType({}), trl: Mapping[str, Any] = MappingProxyType({})) -> Case:
+    return dpo({"loss": name, **options}, {"loss_type": [name], **trl})
+
+
+SMOOTHED, SMOOTHED_TRL = {"labelSmoothing": 0.2}, {"label_smoothing": 0.2}
+MIXED = [{"type": "sigmoid", "weight": 0.8}, {"type": "bco_pair", "weight": 0.2}, {"type": "sft"}, {"type": "aot_unpaired", "weight": 0.3}]
 CASES = {
+    **{
+        name: loss(name)
+        for name in (
+            *("hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+            *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+        )
+    },
+    **{f"{name}, smoothed": loss(name, SMOOTHED, SMOOTHED_TRL) for name in ("exo_pair", "robust", "aot", "aot_unpaired")},
+    "discopop, hot": loss("discopop", {"discopopTau": 0.5}, {"discopop_tau": 0.5}),
+    "tails that weigh less": dpo({"ldAlpha": 0.4}, {"ld_alpha": 0.4}),
+    "forward KL": dpo({"fDivergence": "forward_kl"}, {"f_divergence_type": "forward_kl"}),
+    "Jensen-Shannon": loss("ipo", {"fDivergence": "js_divergence"}, {"f_divergence_type": "js_divergence"}),
+    "alpha divergence": loss(
+        "hinge",
+        {"fDivergence": "alpha_divergence", "fAlphaDivergenceCoef": 0.7},
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+    ),
+    "several": dpo(
+        {"losses": MIXED, "ldAlpha": 0.4},
+        {"loss_type": [one["type"] for one in MIXED], "loss_weights": [one.get("weight", 1) for one in MIXED], "ld_alpha": 0.4},
+    ),
     "dpo": Case({"objective": "dpo", "dpo": {"beta": 0.3}}, {"beta": 0.3}),
     "dpo of another family": Case({"objective": "dpo", "dpo": {"beta": 0.3}}, {"beta": 0.3}, "gpt2"),
     "reward": Case({"objective": "reward"}, {}),
