@@ -81,6 +81,21 @@ def gravest(pods: Iterable[Pod]) -> Ending:
     return min((ending(pod) for pod in pods), key=lambda found: _GRAVITY.index(found.cls), default=ending(None))
 
 
+def cause(gang: Sequence[Pod]) -> tuple[Ending, Pod | None]:
+    """Why a gang ended that did not end well, and the pod that it began with.
+
+    When one pod goes, its peers break for want of it: a pod that had to leave counts more than errors that may just as well come of that.
+    """
+    broke = [pod for pod in gang if pod.exit_code != 0] or gang
+    found = [(ending(pod), pod) for pod in broke]
+    return min(found, key=lambda one: _gravity_in_a_gang(one[0]), default=(ending(None), None))
+
+
+def _gravity_in_a_gang(found: Ending) -> float:
+    forced = found.reason in (Reason.PREEMPTED, Reason.NODE_LOST)
+    return _GRAVITY.index(FailureClass.INFRASTRUCTURE) - 0.5 if forced else _GRAVITY.index(found.cls)
+
+
 def _out_of_memory(pod: Pod) -> Ending | None:
     if pod.ended_by != "OOMKilled":
         return None

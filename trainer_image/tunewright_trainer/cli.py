@@ -117,7 +117,7 @@ def train(
         from tunewright_trainer.storage import open_store
 
         job = load_pod_config(config)
-        if (count := launch.wanted(processes, job.spec.resources.gpus)) > 1:
+        if (count := launch.wanted(processes, job.spec.resources.gpus_per_node)) > 1:
             raise SystemExit(launch.run(count, work=Path(names.SCRATCH)))
         _load_no_more_than(job)
         store = open_store(job.storage)
@@ -211,7 +211,7 @@ def _run_here(config: PodConfig, output: Path, processes: int | None) -> Outcome
         prepared = preparing.run(config, work=work / f"prepare-{launch.local_rank()}", store=store)
         assert prepared.dataset is not None
         _check_test_rows(config, prepared.dataset)
-        if (count := launch.wanted(processes, config.spec.resources.gpus)) > 1:
+        if (count := launch.wanted(processes, config.spec.resources.gpus_per_node)) > 1:
             raise SystemExit(launch.run(count, work=work))
         attempt = 1 + sum(1 for _ in store.list(f"{metrics_key(config.job.namespace, config.job.uid)}/"))  # each has a history of its own
         outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=work, store=store)

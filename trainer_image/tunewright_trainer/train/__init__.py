@@ -45,7 +45,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         fetching_judge = pool.submit(_fetch_judge, config, work / "judge") if fetches else None
         from tunewright_trainer.train.recipe import train
         from tunewright_trainer.train.world import joined
-    with joined(gpu=bool(config.spec.resources.gpus)) as world:
+    with joined(gpu=bool(config.spec.resources.gpus_per_node)) as world:
         if fetching_data:
             fetching_data.result()
         model = world.of_leader(fetching_model.result() if fetching_model else Path())

@@ -372,7 +372,7 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(thread_count(spec.resources.cpu))
-    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus))
+    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus_per_node))
     try:
         yield
     finally:
@@ -399,7 +399,11 @@ def _check_together(spec: JobSpec, world: World, *, seq2seq: bool) -> None:
     if world.size == 1:
         return
     if seq2seq:
-        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param="spec.resources.gpus")
+        raise Refusal(
+            FailureCode.CONFIG_INVALID,
+            SEQ2SEQ_ALONE,
+            param="spec.resources.nodes" if spec.resources.nodes > 1 else "spec.resources.gpusPerNode",
+        )
     if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
         what = f"optimizer {optimizer} works on weights that are whole, in one process"
         raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")
