@@ -406,7 +406,7 @@ def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
         if pair.field == ARCHITECTURE and Architecture.SEQ2SEQ in pair.values and not {*pair.others}.isdisjoint(_found(spec, pair.other)):
             return f"spec.{pair.other}", pair.because
     if spec.resources.processes > 1:
-        return f"spec.resources.{'nodes' if spec.resources.nodes > 1 else 'gpusPerNode'}", SEQ2SEQ_ALONE
+        return f"spec.resources.{spec.resources.multiplied_by}", SEQ2SEQ_ALONE
     return ("spec.evaluation.fewShot", _SEQ2SEQ_SHOTS) if any(spec.evaluation.few_shot) else None
 
 

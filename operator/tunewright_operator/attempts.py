@@ -128,13 +128,13 @@ def _hear_the_end(work: Work, attempt: AttemptStatus, gang: Sequence[Pod]) -> No
             attempt.reason = Reason.SUCCEEDED
             work.take_the_artifact(outcome.artifact, step=attempt.reached_step or 0)
             return
-    verdict, culprit = cause(gang)
+    verdict, culprit = cause(gang, nodes=work.wanted.resources.nodes)
     _conclude(work, attempt, verdict, gang=gang, ended=(culprit and culprit.ended) or work.now)
 
 
 def _conclude(work: Work, attempt: AttemptStatus, verdict: Ending, *, gang: Sequence[Pod] = (), ended: datetime) -> None:
     """Writes the end of an attempt that published nothing, and what follows from it."""
-    _fill(work, attempt, cause(gang)[1], _said_most(gang), ended)
+    _fill(work, attempt, cause(gang, nodes=work.wanted.resources.nodes)[1], _said_most(gang), ended)
     asked = _asked_to_stop(work)
     if asked and verdict.cls is not FailureClass.USER:
         attempt.reason = asked

@@ -13,7 +13,7 @@ from tunewright_operator.conditions import condition
 
 JOB = "a-train-1"
 PREEMPTED = [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]
-LOST_PEER = failure(FailureCode.INTERNAL, "connection closed by peer")
+LOST_PEER = failure(FailureCode.PEER_LOST, "connection closed by peer")
 
 
 def gang(nodes: int = 3, **resources: Any) -> World:
@@ -79,16 +79,16 @@ Story = Callable[[World], object]
 ENDED: dict[str, tuple[Story, str, str]] = {
     "a pod that had to leave, and broke its peers": (
         lambda w: (
-            w.end_pod(JOB, LOST_PEER, index=0, exit_code=70),
+            w.end_pod(JOB, LOST_PEER, index=0, exit_code=76),
             w.end_pod(JOB, index=1, exit_code=137, conditions=PREEMPTED),
-            w.end_pod(JOB, LOST_PEER, index=2, exit_code=70),
+            w.end_pod(JOB, LOST_PEER, index=2, exit_code=76),
         ),
         "Preempted",
         "free",
     ),
     "a pod out of memory": (
         lambda w: (
-            w.end_pod(JOB, LOST_PEER, index=0, exit_code=70),
+            w.end_pod(JOB, LOST_PEER, index=0, exit_code=76),
             w.end_pod(JOB, index=1, exit_code=137, reason="OOMKilled"),
             w.end_pod(JOB, stopped(resumed=0, reached=7), index=2, exit_code=75),
         ),
@@ -102,6 +102,34 @@ ENDED: dict[str, tuple[Story, str, str]] = {
             w.end_pod(JOB, stopped(resumed=0, reached=7), index=2, exit_code=75),
         ),
         "StorageUnavailable",
+        "infrastructure",
+    ),
+    "a pod that broke for a reason of its own, and the others for want of it": (
+        lambda w: (
+            w.end_pod(JOB, LOST_PEER, index=0, exit_code=76),
+            w.end_pod(JOB, LOST_PEER, index=1, exit_code=76),
+            w.end_pod(JOB, failure(FailureCode.INTERNAL, "a fault"), index=2, exit_code=70),
+        ),
+        "Internal",
+        "infrastructure",
+    ),
+    "a pod of which nothing is left": (
+        lambda w: [w.end_pod(JOB, LOST_PEER, index=index, exit_code=76) for index in (0, 2)],
+        "Stopped",
+        "free",
+    ),
+    "a network that came apart": (
+        lambda w: [w.end_pod(JOB, LOST_PEER, index=index, exit_code=76) for index in range(3)],
+        "PeerLost",
+        "infrastructure",
+    ),
+    "a pod that lost its peers without a word": (
+        lambda w: (
+            w.end_pod(JOB, index=0, exit_code=76),
+            w.end_pod(JOB, index=1, exit_code=137),
+            w.end_pod(JOB, index=2, exit_code=76),
+        ),
+        "Killed",
         "infrastructure",
     ),
     "all stopped together": (
@@ -130,7 +158,7 @@ def test_what_no_retry_would_mend_fails_the_job_whatever_the_others_say() -> Non
     world = gang()
     world.end_pod(JOB, index=0, exit_code=137, conditions=PREEMPTED)
     world.end_pod(JOB, failure(FailureCode.LOSS_DIVERGED, "loss is NaN"), index=1, exit_code=65)
-    world.end_pod(JOB, LOST_PEER, index=2, exit_code=70)
+    world.end_pod(JOB, LOST_PEER, index=2, exit_code=76)
     world.fail_batch(JOB).settle()
     assert world.status.error is not None
     assert (world.status.error.code, world.status.error.message) == ("LossDiverged", "loss is NaN")
