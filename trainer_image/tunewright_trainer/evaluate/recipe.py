@@ -29,9 +29,9 @@ from tunewright_trainer.serve.turns import End, end_of_turn
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
 from tunewright_trainer.train import attention, loss
 from tunewright_trainer.train.data import Rows, micro_batch
+from tunewright_trainer.train.determinism import reproducible
 from tunewright_trainer.train.dpo import likelihoods
 from tunewright_trainer.train.model import Tuned
-from tunewright_trainer.train.recipe import reproducible
 from tunewright_trainer.train.reward_model import scores
 
 log = logging.getLogger(__name__)

@@ -43,6 +43,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store) if fetches else None
         fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store) if fetches else None
         fetching_judge = pool.submit(_fetch_judge, config, work / "judge") if fetches else None
+        from tunewright_trainer.train.attempt import Attempt
         from tunewright_trainer.train.recipe import train
         from tunewright_trainer.train.rewards import rule
         from tunewright_trainer.train.world import joined
@@ -61,17 +62,19 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         check_forms(config.spec, model)
         memory = _plan_memory(config, model, manifest)
         outcome = train(
-            _pinned(config, commit_of(config, manifest)),
-            world=world,
-            attempt=attempt,
-            dataset_digest=dataset_digest,
-            halvings=halvings,
-            planned_halvings=memory.micro_batch_halvings,
-            data=work / "data",
-            model=model,
-            judge=judge,
-            work=work,
-            store=store,
+            Attempt(
+                _pinned(config, commit_of(config, manifest)),
+                number=attempt,
+                world=world,
+                dataset_digest=dataset_digest,
+                halvings=halvings,
+                planned_halvings=memory.micro_batch_halvings,
+                data=work / "data",
+                model=model,
+                judge=judge,
+                work=work,
+                store=store,
+            )
         )
         log.info("%s", measured(memory, peak_memory_bytes()))
         return outcome

@@ -9,84 +9,45 @@ comes within seconds of the process's start. Each of these needs control of ever
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.hyperparameters import Optimizer
-from tunewright_crds.job import SEQ2SEQ_ALONE, JobSpec
-from tunewright_crds.method import ALONE, Objective, Tuner
-from tunewright_crds.pod import Outcome, PodConfig
+from tunewright_crds.method import Tuner
+from tunewright_crds.pod import Outcome
 from tunewright_crds.status import BestCheckpoint
 from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
 from tunewright_trainer import publish
 from tunewright_trainer.architecture import is_seq2seq
-from tunewright_trainer.process import Stopped, stop_requested, telling, thread_count, work_under_way
-from tunewright_trainer.storage import Store
+from tunewright_trainer.process import Stopped, stop_requested, telling, work_under_way
 from tunewright_trainer.train import data as rows_of
 from tunewright_trainer.train import metrics, optimizers, schedule, sharding
-from tunewright_trainer.train.checkpoints import (
-    Checkpoints,
-    Counters,
-    Snapshot,
-    Tensors,
-    copied,
-)
-from tunewright_trainer.train.dpo_losses import couples
+from tunewright_trainer.train.attempt import Attempt
+from tunewright_trainer.train.checkpoints import Checkpoints, Counters, Snapshot, Tensors, copied
+from tunewright_trainer.train.checks import check_rows, check_together
+from tunewright_trainer.train.determinism import reproducible
 from tunewright_trainer.train.model import load
 from tunewright_trainer.train.objective import Coupled, none_of, objective_of, reinforced, shares_of
 from tunewright_trainer.train.reinforced import Loss, Setting
 from tunewright_trainer.train.stopping import judge
-from tunewright_trainer.train.world import World
 
 log = logging.getLogger(__name__)
 
-_SHARDED: Final = (Optimizer.ADAMW, Optimizer.SGD)  # they treat each element of a weight by itself
 
-
-def train(
-    config: PodConfig,
-    *,
-    world: World,
-    attempt: int,
-    dataset_digest: str,
-    halvings: int,
-    data: Path,
-    model: Path,
-    work: Path,
-    store: Store,
-    judge: Path | None = None,
-    planned_halvings: int = 0,
-) -> Outcome:
-    """Train on the rows of ``data`` from the base in ``model``, with the reward model in ``judge``, and publish; see `tunewright_trainer.train.run`."""
-    outcome = Outcome(attempt=attempt)
-    with telling(outcome), reproducible(config.spec):
-        run = Run(
-            config,
-            world=world,
-            attempt=attempt,
-            dataset_digest=dataset_digest,
-            halvings=halvings,
-            data=data,
-            model=model,
-            judge=judge,
-            work=work,
-            store=store,
-        )
-        # A checkpoint's own count goes before this: other micro-batches would give other roundings.
-        run.counters.planned_halvings = planned_halvings
+def train(attempt: Attempt) -> Outcome:
+    """Train from the base on the rows, and publish; see `tunewright_trainer.train.run`."""
+    outcome = Outcome(attempt=attempt.number)
+    with telling(outcome), reproducible(attempt.spec):
+        run = Run(attempt)
         try:
             run.resume()
             work_under_way.set()
             while not run.done:
-                if world.any(stop_requested.is_set()):
+                if run.world.any(stop_requested.is_set()):
                     run.save()
                     raise Stopped(run.tell(outcome))
                 run.step()
@@ -95,7 +56,7 @@ def train(
                 run.report()
             run.save()
             run.take_result()
-            if world.leads:
+            if run.world.leads:
                 outcome.artifact = run.publish(outcome)
         finally:
             run.tell(outcome)
@@ -106,61 +67,42 @@ def train(
 class Run:
     """The state of one attempt, and what its loop does with it. Each method leaves a state that can be saved."""
 
-    def __init__(
-        self,
-        config: PodConfig,
-        *,
-        world: World,
-        attempt: int,
-        dataset_digest: str,
-        halvings: int,
-        data: Path,
-        model: Path,
-        judge: Path | None,
-        work: Path,
-        store: Store,
-    ) -> None:
-        self.config = config
-        self.world = world
-        self.spec = config.spec
-        self.wanted = config.spec.hyperparameters
+    def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
-        self.dataset_digest = dataset_digest
-        self.halvings = halvings
-        self.base_folder = model
-        self.work = work
-        self.store = store
-        self.prepared = json.loads((data / MANIFEST).read_bytes())
-        seq2seq = is_seq2seq(model)
-        self.rows = rows_of.Rows(data / "train", seq2seq=seq2seq)
-        self.validation = rows_of.Rows(data / "validation", seq2seq=seq2seq)
-        _check_rows(self.spec, len(self.rows), len(self.validation))
-        _check_together(self.spec, world, seq2seq=seq2seq)
-        optimizers.check_passes(self.wanted, halvings=halvings)
+        self.config, self.spec, self.wanted = attempt.config, attempt.spec, attempt.spec.hyperparameters
+        self.world, self.store, self.halvings = attempt.world, attempt.store, attempt.halvings
+        self.prepared = json.loads((attempt.data / MANIFEST).read_bytes())
+        seq2seq = is_seq2seq(attempt.model)
+        self.rows = rows_of.Rows(attempt.data / "train", seq2seq=seq2seq)
+        self.validation = rows_of.Rows(attempt.data / "validation", seq2seq=seq2seq)
+        check_rows(self.spec, len(self.rows), len(self.validation))
+        check_together(self.spec, self.world, seq2seq=seq2seq)
+        optimizers.check_passes(self.wanted, halvings=self.halvings)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
-        self.tuned = load(model, self.spec, steps=self.plan.max_steps)
+        self.tuned = load(attempt.model, self.spec, steps=self.plan.max_steps)
         self.objective = objective_of(self.spec, self.tuned)
-        self.sharded = world.size > 1 and self.spec.shards_model
+        self.sharded = self.world.size > 1 and self.spec.shards_model
         if self.sharded:
-            sharding.shard(self.tuned.network, world, whole=self.spec.method.tuner is Tuner.FULL)
-        self.reinforced = reinforced(self.tuned, Setting(self.spec, model, self.prepared, halvings, judge))
+            sharding.shard(self.tuned.network, self.world, whole=self.spec.method.tuner is Tuner.FULL)
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, attempt.model, self.prepared, self.halvings, attempt.judge))
         self.weights = self.tuned.trainable
         self.updates = optimizers.updates(self.tuned, self.wanted)
-        self.counters = Counters()
+        self.counters = Counters(planned_halvings=attempt.planned_halvings)
         self.best: Tensors | None = None
         self.resumed_from = 0
         self.checkpoints = Checkpoints(
-            store,
-            checkpoints_key(config.job.namespace, config.job.uid),
-            work / "checkpoints",
+            self.store,
+            checkpoints_key(self.config.job.namespace, self.config.job.uid),
+            attempt.work / "checkpoints",
             keep=self.spec.checkpointing.keep,
-            lineage={"dataset": dataset_digest},
+            lineage={"dataset": attempt.dataset_digest},
             after_each=self.upload_history,
         )
-        self.history = metrics.History(work / f"metrics{'' if world.leads else -world.rank}" / f"train-{attempt}.jsonl")
+        folder = attempt.work / f"metrics{'' if self.world.leads else -self.world.rank}"
+        self.history = metrics.History(folder / f"train-{attempt.number}.jsonl")
         self.pace = metrics.Pace()
-        self.reporter = metrics.Reporter(config.progress_url if world.leads else "", config.job)
+        self.reporter = metrics.Reporter(self.config.progress_url if self.world.leads else "", self.config.job)
         self.told_at = -math.inf
 
     @property
@@ -308,7 +250,7 @@ class Run:
             return
         weights = self.best or self._whole(self.weights)
         if self.world.leads:
-            self.tuned = load(self.base_folder, self.spec, device=torch.device("cpu"))
+            self.tuned = load(self.attempt.model, self.spec, device=torch.device("cpu"))
             self.tuned.load_weights(weights)
 
     def publish(self, outcome: Outcome) -> publish.Published:
@@ -318,14 +260,14 @@ class Run:
         result = publish.Result(
             config=self.config,
             tuned=self.tuned,
-            base_folder=self.base_folder,
-            dataset_digest=self.dataset_digest,
+            base_folder=self.attempt.model,
+            dataset_digest=self.attempt.dataset_digest,
             licenses=self.prepared["licenses"],
             step=chosen,
             metrics=dict(self.counters.metrics),
             probe=self.validation[0] if len(self.validation) else self.rows[0],
         )
-        return publish.publish(result, self.store, self.work / "artifacts", before_each=lambda: _stop_if_asked(self.tell(outcome)))
+        return publish.publish(result, self.store, self.attempt.work / "artifacts", before_each=lambda: _stop_if_asked(self.tell(outcome)))
 
     def report(self) -> None:
         """Tell the front end (from a thread) and, every few seconds, the log."""
@@ -341,7 +283,7 @@ class Run:
             epoch=self.plan.epoch(self.counters.step),
             tokens=self.counters.tokens,
             remaining=self.pace.remaining(0 if self.done else self.plan.max_steps - self.counters.step),
-            attempt=self.attempt,
+            attempt=self.attempt.number,
             resumed_from=self.resumed_from,
             metrics=self.counters.metrics,
         )
@@ -360,57 +302,6 @@ class Run:
     def close(self) -> None:
         """Say farewell to the front end."""
         self.reporter.close()
-
-
-@contextmanager
-def reproducible(spec: JobSpec) -> Iterator[None]:
-    """Settings of torch under which equal input gives equal bits, put back afterwards.
-
-    The number of threads is part of the arithmetic (it splits sums), so it comes from the job and never from the machine.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS deterministic
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(thread_count(spec.resources.cpu))
-    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-def _check_rows(spec: JobSpec, rows: int, validation: int) -> None:
-    if not rows:
-        raise Refusal(
-            FailureCode.DATA_EMPTY, "no row is left to train on; the data report says what was dropped", param="spec.dataset.sources"
-        )
-    if spec.hyperparameters.early_stopping.enabled and not validation:
-        raise Refusal(
-            FailureCode.CONFIG_INVALID,
-            "early stopping needs validation rows, and with so little data none was drawn: raise validationFraction",
-            param="spec.dataset.validationFraction",
-        )
-
-
-def _check_together(spec: JobSpec, world: World, *, seq2seq: bool) -> None:
-    """Refuse what several processes cannot share yet: it needs the whole batch, or a second copy of weights that are spread."""
-    method, optimizer = spec.method, spec.hyperparameters.optimizer
-    if world.size == 1:
-        return
-    if seq2seq:
-        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param="spec.resources.gpus")
-    if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
-        what = f"optimizer {optimizer} works on weights that are whole, in one process"
-        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")
-    if method.objective in ALONE:
-        raise Refusal(FailureCode.CONFIG_INVALID, f"objective {method.objective} trains in one process yet", param="spec.method.objective")
-    if method.objective is Objective.DPO and couples(method.dpo):
-        what = "this loss compares the pairs of a batch, and trains in one process yet"
-        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.method.dpo.loss")
-    if method.objective is Objective.DPO and method.tuner is Tuner.FULL and spec.shards_model:
-        what = "dpo of the whole model keeps a copy of what the model was, which is not spread yet"
-        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.resources.sharding")
 
 
 def _check_finite(step: int, loss: float, norm: float) -> None:

@@ -278,7 +278,7 @@ def test_the_verb_ends_with_a_code_and_last_words_of_its_own(
     monkeypatch.setattr("tunewright_trainer.config.load_pod_config", lambda path: config)
     monkeypatch.setattr("tunewright_trainer.storage.open_store", lambda settings: store)
     monkeypatch.setattr("tunewright_crds.names.SCRATCH", str(tmp_path))
-    monkeypatch.setattr(cli, "_load_no_more_than", lambda config: None)  # which would hold for the tests after this one, too
+    monkeypatch.setattr(cli, "load_no_more_than", lambda config: None)  # which would hold for the tests after this one, too
     with pytest.raises(SystemExit) as end:
         cli.evaluate(dataset=digest, model=models["full"], config=Path("job.json"))
     assert end.value.code == ExitCode.QUALITY

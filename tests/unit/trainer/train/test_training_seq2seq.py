@@ -16,7 +16,8 @@ from tunewright_crds.job import Architecture
 from tunewright_crds.pod import PodConfig
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
-from tunewright_trainer.train import loss, recipe
+from tunewright_trainer.train import loss
+from tunewright_trainer.train.checks import check_together
 from tunewright_trainer.train.data import Padded, Row, SourceTarget, grouped, micro_batch
 from tunewright_trainer.train.model import Tuned, load
 from tunewright_trainer.train.world import World
@@ -222,9 +223,9 @@ def test_what_does_not_fit_is_refused_by_field(layout: Layout, parts: dict[str, 
 
 def test_several_processes_are_refused() -> None:
     with pytest.raises(Refusal, match="trains in one process") as caught:
-        recipe._check_together(a_job().spec, World(size=2), seq2seq=True)
+        check_together(a_job().spec, World(size=2), seq2seq=True)
     assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, "spec.resources.gpus")
-    recipe._check_together(a_job().spec, World(size=2), seq2seq=False)
+    check_together(a_job().spec, World(size=2), seq2seq=False)
 
 
 def test_chosen_layers_only() -> None:

@@ -1,0 +1,28 @@
+"""Settings of torch under which equal input gives equal bits."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tunewright_crds.job import JobSpec
+from tunewright_trainer.process import thread_count
+
+
+@contextmanager
+def reproducible(spec: JobSpec) -> Iterator[None]:
+    """Such settings, put back afterwards.
+
+    The number of threads is part of the arithmetic (it splits sums), so it comes from the job and never from the machine.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS deterministic
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(thread_count(spec.resources.cpu))
+    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
