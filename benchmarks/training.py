@@ -31,6 +31,7 @@ ROW_TOKENS: Final = 1024
 ROWS_A_STEP: Final = 2
 LEARNING_RATE: Final = 1e-4
 LORA: Final = {"rank": 16, "alpha": 32, "dropout": 0.0}
+STORE: Final = "store"  # of prepared data, below the folder of a mix
 SPREAD: Final = 0.4  # of a length's logarithm
 VARIANTS: Final = {
     "tunewright": "Tunewright",
@@ -96,14 +97,17 @@ def _options() -> argparse.Namespace:
 
 
 def _write_data(work: Path, mix: str, *, steps: int) -> None:
-    """documents.json with the documents, and with the rows that they are packed into: a list of documents' numbers each."""
+    """documents.json with the documents, and with the rows that they are packed into: a list of documents' numbers each; and a store with these rows."""
+    from tests.support.training import publish_data
     from tunewright_trainer.prepare.pack import best_fit_decreasing
+    from tunewright_trainer.storage import LocalStore
 
     prompt, answer = (int(average) for average in mix.split("/"))
     # Packed rows are nearly full; with some to spare nobody begins a second pass.
     documents = _documents(int(1.2 * (steps + 1) * ROWS_A_STEP * ROW_TOKENS / (prompt + answer)), prompt, answer)
     rows = best_fit_decreasing([len(ids) for ids, _ in documents], ROW_TOKENS)
     (work / "documents.json").write_text(json.dumps({"documents": documents, "rows": rows}))
+    publish_data(LocalStore(work / STORE), work, train=[[documents[at] for at in row] for row in rows])
 
 
 def _documents(count: int, prompt: int, answer: int) -> list[Document]:

@@ -1,12 +1,13 @@
 """One run of `benchmarks.training`, in a process (and for LLaMA-Factory an environment) of its own."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.training import FIRST_TOKEN, IGNORED, LEARNING_RATE, LORA, ROW_TOKENS, ROWS_A_STEP, Document
+from benchmarks.training import FIRST_TOKEN, IGNORED, LEARNING_RATE, LORA, ROW_TOKENS, ROWS_A_STEP, STORE, Document
 
 CHECKPOINT_EVERY = 10
 
@@ -27,14 +28,14 @@ class Data(NamedTuple):
     rows: list[list[int]]
 
 
-def tunewright(data: Data, model: Path, place: Path, *, steps: int, threads: int, bare: bool = False) -> list[Mark]:
-    """Tunewright's recipe, as `tunewright-trainer train` calls it."""
-    from tests.support.training import a_job, publish_data, train_here
+def tunewright(_: Data, model: Path, place: Path, *, steps: int, threads: int, bare: bool = False) -> list[Mark]:
+    """Tunewright's recipe, as `tunewright-trainer train` calls it, on the rows that were prepared for this mix."""
+    from tests.support.training import a_job, train_here
+    from tunewright_trainer.cli import load_no_more_than
     from tunewright_trainer.storage import LocalStore
     from tunewright_trainer.train import metrics, recipe
 
-    store = LocalStore(place / "store")
-    publish_data(store, place, train=[[data.documents[at] for at in row] for row in data.rows])
+    shutil.copytree(place.parent / STORE, place / STORE)
     marks: list[Mark] = []
     plain = recipe.Run.report if not bare else lambda _: None
 
@@ -48,7 +49,8 @@ def tunewright(data: Data, model: Path, place: Path, *, steps: int, threads: int
     wanted = {"batchSize": ROWS_A_STEP, "maxSteps": steps, "learningRate": LEARNING_RATE}
     every = 10 * steps if bare else CHECKPOINT_EVERY
     job = a_job(model, hyperparameters=wanted, method={"lora": LORA}, resources={"cpu": str(threads)}, checkpointing={"everySteps": every})
-    train_here(job, store, place)
+    load_no_more_than(job)
+    train_here(job, LocalStore(place / STORE), place)
     return marks
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tunewright_crds.fields import Part, Rules
 from tunewright_crds.method import Objective, either
+from tunewright_crds.rules import MAX_RULES, AnswerRule
 
 MAX_METRICS: Final = 32
 MAX_SHOTS: Final = 32
@@ -30,6 +31,10 @@ class MetricName(StrEnum):
     MACRO_RECALL = "macro_recall"
     MACRO_F1 = "macro_f1"
     PREFERENCE_ACCURACY = "preference_accuracy"
+    PROMPT_LEVEL_STRICT = "prompt_level_strict_acc"
+    INST_LEVEL_STRICT = "inst_level_strict_acc"
+    PROMPT_LEVEL_LOOSE = "prompt_level_loose_acc"
+    INST_LEVEL_LOOSE = "inst_level_loose_acc"
 
 
 LOWER_IS_BETTER: Final = frozenset({MetricName.LOSS, MetricName.PERPLEXITY})
@@ -39,6 +44,16 @@ MEASURES: Final[dict[Objective, tuple[MetricName, ...]]] = {
     Objective.SFT: tuple(name for name in MetricName if name is not MetricName.PREFERENCE_ACCURACY),
     Objective.DPO: tuple(MetricName),
     Objective.REWARD: (MetricName.PREFERENCE_ACCURACY,),
+}
+
+# Fields of `evaluation` without which some things are not measured.
+MEASURED_WITH: Final[dict[str, tuple[MetricName, ...]]] = {
+    "rules": (
+        MetricName.PROMPT_LEVEL_STRICT,
+        MetricName.INST_LEVEL_STRICT,
+        MetricName.PROMPT_LEVEL_LOOSE,
+        MetricName.INST_LEVEL_LOOSE,
+    ),
 }
 
 
@@ -90,6 +105,14 @@ _NO_BASE: Final = "betterThanBase needs compareWithBase: true"
 _NO_SUCH_TASK: Final = "require takes a fewShot that is not measured: add it to evaluation.fewShot"
 
 
+def _without(field: str) -> str:
+    return f"require names {either(MEASURED_WITH[field])}, for which evaluation.{field} must be given"
+
+
+def _cel(names: Iterable[str]) -> str:
+    return f"[{', '.join(repr(str(name)) for name in names)}]"
+
+
 class Evaluation(
     Part,
     json_schema_extra=Rules(
@@ -97,13 +120,19 @@ class Evaluation(
         ("!has(self.require) || self.require.size() == 0 || self.enabled", _DISABLED),
         ("!has(self.require) || self.compareWithBase || self.require.all(r, !r.betterThanBase)", _NO_BASE),
         ("!has(self.require) || self.require.all(r, r.fewShot in self.fewShot)", _NO_SUCH_TASK),
+        *(
+            (f"!has(self.require) || size(self.{field}) > 0 || self.require.all(r, !(r.metric in {_cel(names)}))", _without(field))
+            for field, names in MEASURED_WITH.items()
+        ),
     ),
 ):
     """How the tuned model is measured on the test rows before it is published as a TunedModel.
 
     Rows to test with come from dataset.testFraction or from a source with split: test; without any, the step is left out. Base and tuned
     model answer the same prompts: loss, perplexity and token_accuracy of the right answers; exact_match, f1, rouge_l, bleu and chrf of the
-    model's own, greedy ones; accuracy and macro averages where answers are labels; preference_accuracy where rows are preferences.
+    model's own, greedy ones; accuracy and macro averages where answers are labels; preference_accuracy where rows are preferences. How often answers follow `rules` is
+    counted in the manner of IFEval (Zhou et al. 2023, arXiv:2311.07911): prompt_level_*_acc, of the answers, those that follow all rules;
+    inst_level_*_acc, of the rules over all answers, those that are followed; strict as the answer is, loose also without its first or last line, or without asterisks.
 
     A model that misses what `require` says is neither published as a TunedModel nor deployed; the job fails with code QualityTooLow, and the
     artefact stays in storage.
@@ -126,6 +155,11 @@ class Evaluation(
         Classification.AUTO,
         description="Whether answers are labels, which are then counted by class: auto (where there are few, and they are short), always, never.",
     )
+    rules: list[AnswerRule] = Field(
+        default_factory=list,
+        max_length=MAX_RULES,
+        description="What answers shall be like: rules in the vocabulary of method.rewards. An empty answer follows none of them.",
+    )
     require: list[Requirement] = Field(
         default_factory=list, max_length=16, description="What the tuned model must reach; otherwise it is not published as a TunedModel."
     )
@@ -138,6 +172,9 @@ class Evaluation(
             raise ValueError(_NO_BASE)
         if any(wanted.few_shot not in self.few_shot for wanted in self.require):
             raise ValueError(_NO_SUCH_TASK)
+        for field, names in MEASURED_WITH.items():
+            if not getattr(self, field) and any(wanted.metric in names for wanted in self.require):
+                raise ValueError(_without(field))
         return self
 
     @property

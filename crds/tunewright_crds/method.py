@@ -29,6 +29,7 @@ class Tuner(StrEnum):
     LORA = "lora"
     QLORA = "qlora"
     DORA = "dora"
+    ADALORA = "adalora"
     ADAMSS = "adamss"
     ADAPTION_PROMPT = "adaption-prompt"
     BEFT = "beft"
@@ -279,6 +280,13 @@ APART: Final[tuple[Apart, ...]] = (
         "method.objective",
         every(Objective, but=(Objective.SFT,)),
         "tuner bitfit is for objective sft: it has no adapter to be set aside, and trains no head",
+    ),
+    Apart(
+        "method.tuner",
+        (Tuner.ADALORA,),
+        "method.objective",
+        REINFORCED,
+        "tuner adalora gives ranks away by the step, and an objective with rewards makes several updates in one: take lora",
     ),
     Apart(
         "method.tuner",

@@ -43,7 +43,7 @@ class PodConfig(Part):
     storage: StorageSettings
     version: str = Field(description="Version under which the model is published.")
     progress_url: str = ""  # empty: nobody asks
-    gpu_memory: int = Field(0, ge=0, description="Bytes of the GPU that training gets; 0: there is none, or nobody knows.")
+    gpu_memory: int = Field(0, ge=0, description="Bytes of the largest GPU that training may get; 0: there is none, or nobody knows.")
 
     @property
     def model_name(self) -> str:

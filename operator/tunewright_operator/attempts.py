@@ -240,7 +240,7 @@ def train(work: Work) -> bool:
 def see_to_the_config(work: Work, config: PodConfig) -> None:
     """Makes the job's ConfigMap, or, where the InstructionDataset that it would be made of is gone, asks for the one that there was."""
     if not config.spec.dataset.ref:
-        work.plan.create.append(builders.config_map(config, work.seen.job.id))
+        work.make_config()
     else:
         work.plan.needs = names.config_name(work.seen.job.id.name, work.seen.job.id.uid)
 

@@ -34,6 +34,7 @@ KINDS: Final[dict[str, tuple[str, str]]] = {
     "TunedModel": (f"/apis/{names.API_VERSION}", names.MODELS),
     "Job": ("/apis/batch/v1", "jobs"),
     "Pod": ("/api/v1", "pods"),
+    "Node": ("/api/v1", "nodes"),
     "ConfigMap": ("/api/v1", "configmaps"),
     "Service": ("/api/v1", "services"),
     "Event": ("/api/v1", "events"),

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -23,6 +24,7 @@ from tunewright_operator.datasets import reconcile_dataset
 from tunewright_operator.engines import EngineError, Engines
 from tunewright_operator.metrics import Metrics, count_phases
 from tunewright_operator.models import UNSERVED, Engine, EnginePlan, Holdings, Load, Wanted, ready_pods, reconcile_engine
+from tunewright_operator.node_list import NodeList
 from tunewright_operator.observed import (
     Batch,
     Deployed,
@@ -80,6 +82,7 @@ class Controller:
         self.stores = stores
         self.metrics = metrics
         self.now = now
+        self.nodes = NodeList(cluster, seconds=settings.resync_seconds)
         self.watch_events = 0  # counted by whoever feeds the stores
         self.jobs: KeyedQueue[Key] = KeyedQueue(
             self.look_after_job, width=_JOB_WORKERS, on_error=lambda _: metrics.errors.labels("jobs").inc()
@@ -150,6 +153,9 @@ class Controller:
             seen = observe(key, now=self.now(), confirmed=True)
             if seen is None:
                 return
+            plan = decide(seen, self.settings)
+        if plan.on_gpus:
+            seen = replace(seen, nodes=await self.nodes.look())
             plan = decide(seen, self.settings)
         if plan.hold:
             await self._hold(seen.owner.id, hold=True)

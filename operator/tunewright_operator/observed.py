@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from tunewright_crds import names
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
 from tunewright_crds.status import JobStatus, PreparationStatus
+from tunewright_operator.nodes import Node
 
 Manifest = Mapping[str, Any]
 
@@ -296,6 +297,7 @@ class Family:
     confirmed: bool = False  # read live just now: what is absent here is absent
     obstacles: Mapping[str, str] = field(default_factory=dict)  # children that could not be made: name, why
     awaited: Mapping[str, Awaited] = field(default_factory=dict)  # tuned models that it has yet to take, by name
+    nodes: tuple[Node, ...] = ()  # that have devices; looked at when a job on GPUs is about to begin
 
     def pods_of(self, batch: Batch) -> list[Pod]:
         """The pods of a batch Job, oldest first."""

@@ -15,6 +15,7 @@ from tunewright_crds.names import Condition
 from tunewright_crds.pod import Outcome, PodConfig, clean
 from tunewright_crds.references import with_addresses
 from tunewright_crds.status import ErrorStatus
+from tunewright_operator import builders
 from tunewright_operator.conditions import Truth, condition, set_condition
 from tunewright_operator.observed import Batch, Family, S
 from tunewright_operator.settings import Settings
@@ -36,6 +37,7 @@ class Plan(Generic[S]):
 
     status: S
     delete: list[Batch] = field(default_factory=list)
+    on_gpus: bool = False  # makes a ConfigMap that tells the memory of GPUs: look at the nodes, and decide again
     needs: str = ""  # a ConfigMap that must be there before anything is made
     create: list[dict[str, Any]] = field(default_factory=list)
     publish: dict[str, Any] | None = None
@@ -79,6 +81,12 @@ class Pass(ABC, Generic[S, P]):
 
     def hear_of_memory(self, outcome: Outcome | None) -> None:
         """Takes what data preparation says of the memory that training will need."""
+
+    def make_config(self) -> None:
+        """Has the immutable ConfigMap made that all pods read."""
+        config = self.config
+        self.plan.on_gpus = config.spec.resources.gpus > 0
+        self.plan.create.append(builders.config_map(config, self.seen.owner.id))
 
     @property
     def wanted(self) -> P:

@@ -59,5 +59,6 @@ def prepare(work: Pass[Any, Any]) -> bool:
     batch, make = (shards, builders.shards_job) if reads else (work.seen.preparation, builders.prepare_job)
     manifest = errands.send(work, _errand(work), batch, lambda: make(config, owner, work.settings))
     if manifest:
-        work.plan.create += [builders.config_map(config, owner), manifest]
+        work.make_config()
+        work.plan.create.append(manifest)
     return True

@@ -10,6 +10,7 @@ from tunewright_crds.pod import Outcome, PodConfig, Published
 from tunewright_crds.resources import Resources
 from tunewright_crds.status import AttemptStatus, JobStatus, ModelStatus
 from tunewright_operator import builders
+from tunewright_operator.nodes import gpu_memory
 from tunewright_operator.observed import Observed, ObservedDataset, read_dataset_status, read_status
 from tunewright_operator.plan import Pass, Plan
 from tunewright_operator.settings import Settings
@@ -35,7 +36,8 @@ class Work(Pass[JobStatus, JobSpec]):
             template = wanted.model.chat_template or named.model.chat_template
             model = wanted.model.model_copy(update={"chat_template": template})
             wanted = wanted.model_copy(update={"model": model, "dataset": named.dataset})
-        return builders.pod_config(self.seen.job.id, self.with_taken_models(wanted), self.settings)
+        config = builders.pod_config(self.seen.job.id, self.with_taken_models(wanted), self.settings)
+        return config.model_copy(update={"gpu_memory": gpu_memory(self.seen.nodes, wanted.resources)})
 
     @property
     def _named(self) -> InstructionDatasetSpec | None:

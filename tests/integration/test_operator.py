@@ -15,7 +15,7 @@ from tests.support.kubelet import Ended, Kubelet, trains_well
 from tunewright_crds import names
 from tunewright_crds.errors import ExitCode, FailureCode
 from tunewright_crds.names import Role
-from tunewright_crds.pod import Outcome, Published
+from tunewright_crds.pod import Outcome, PodConfig, Published
 
 
 @pytest.fixture(scope="module")
@@ -367,3 +367,21 @@ async def test_of_two_replicas_one_leads_and_the_other_takes_over_when_it_is_kil
     lease = await world.api.find("Lease", world.namespace, "tunewright-operator")
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == "", "given back"
+
+
+async def test_pods_of_a_job_on_gpus_are_told_the_memory_of_the_largest_that_it_may_get(world: Here) -> None:
+    pool = {"pool": world.namespace}
+    nodes = {f"{world.namespace}-{gib}": gib for gib in (24, 80)}
+    try:
+        for name, gib in nodes.items():
+            labels = pool | {"nvidia.com/gpu.memory": str(gib * 1024)}
+            await world.api.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}})
+            await world.api.patch("Node", "", name, {"status": {"allocatable": {"nvidia.com/gpu": "1"}}}, "status")
+        async with world.operator() as one:
+            await world.apply(a_job().with_spec(resources={"gpus": 1, "nodeSelector": pool}))
+            await world.until("done", phase("Succeeded"), one)
+        config = (await world.api.list("ConfigMap", world.namespace, f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"))[0]
+        assert PodConfig.model_validate_json(config["data"][names.CONFIG_KEY]).gpu_memory == 80 * 2**30
+    finally:
+        for name in nodes:
+            await world.api.delete("Node", "", name)

@@ -52,7 +52,8 @@ def test_rights_are_few_and_touch_no_secret(settings: tuple[str, ...]) -> None:
     objects = render(*settings)
     for rule in [rule for role in of_kind(objects, "Role", "ClusterRole") for rule in role["rules"]]:
         words = [*rule.get("apiGroups", []), *rule.get("resources", []), *rule["verbs"], *rule.get("nonResourceURLs", [])]
-        assert not {"*", "secrets", "escalate", "bind", "impersonate", "pods/exec", "serviceaccounts/token", "nodes"} & set(words)
+        assert not {"*", "secrets", "escalate", "bind", "impersonate", "pods/exec", "serviceaccounts/token"} & set(words)
+        assert "nodes" not in words or rule == {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}
     granted = {(resource, verb) for rule in rules(objects, "api") for resource in rule.get("resources", []) for verb in rule["verbs"]}
     reads = {(resource, verb) for resource in (names.JOBS, names.MODELS) for verb in ("get", "list", "watch")}
     reviews = {("tokenreviews", "create"), ("subjectaccessreviews", "create")}
@@ -65,7 +66,9 @@ def test_people_have_the_same_rights_on_every_resource_of_ours() -> None:
 
 
 def test_with_namespaces_nothing_else_can_be_touched() -> None:
-    objects = render("namespaces={a,b}")
+    told = {one["metadata"]["name"] for one in of_kind(render("namespaces={a,b}"), "ClusterRoleBinding")}
+    assert told == {"tunewright-api-reviews", "tunewright-operator-nodes"}
+    objects = render("namespaces={a,b}", "operator.readNodes=false")
     assert {one["metadata"]["name"] for one in of_kind(objects, "ClusterRoleBinding")} == {"tunewright-api-reviews"}
     bound = {(one["metadata"]["name"], one["metadata"].get("namespace")) for one in of_kind(objects, "RoleBinding")}
     assert bound == {

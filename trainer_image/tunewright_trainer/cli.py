@@ -119,7 +119,7 @@ def train(
         job = load_pod_config(config)
         if (count := launch.wanted(processes, job.spec.resources.gpus)) > 1:
             raise SystemExit(launch.run(count, work=Path(names.SCRATCH)))
-        _load_no_more_than(job)
+        load_no_more_than(job)
         store = open_store(job.storage)
         end.outcome = training.run(job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=Path(names.SCRATCH), store=store)
 
@@ -137,11 +137,11 @@ def evaluate(
         from tunewright_trainer.storage import open_store
 
         job = load_pod_config(config)
-        _load_no_more_than(job)
+        load_no_more_than(job)
         end.outcome = evaluating.run(job, dataset_digest=dataset, model_uri=model, work=Path(names.SCRATCH), store=open_store(job.storage))
 
 
-def _load_no_more_than(config: PodConfig) -> None:
+def load_no_more_than(config: PodConfig) -> None:
     """PEFT loads bitsandbytes where it is installed, whether weights are quantised or not; galore-torch cannot do without it."""
     if config.spec.method.tuner is not Tuner.QLORA and config.spec.hyperparameters.optimizer is not Optimizer.GALORE:
         do_without("bitsandbytes")
@@ -204,7 +204,7 @@ def _run_here(config: PodConfig, output: Path, processes: int | None) -> Outcome
     from tunewright_trainer import train as training
     from tunewright_trainer.storage import LocalStore
 
-    _load_no_more_than(config)
+    load_no_more_than(config)
     output.mkdir(parents=True, exist_ok=True)
     store = LocalStore(output)
     with launch.work_folder() as work:

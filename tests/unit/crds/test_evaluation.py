@@ -48,6 +48,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
         "not measured by preference_accuracy",
     ),
     "answers of a reward model": ({"require": [EXACT]}, "reward", {}, "can name preference_accuracy"),
+    "rules that are not there": (
+        {"require": [{"metric": "inst_level_loose_acc", "min": 0.6}]},
+        "sft",
+        {},
+        "evaluation.rules must be given",
+    ),
+    "a rule that can never be followed": ({"rules": [{"type": "length", "min": 3, "max": 2}]}, "sft", {}, "no answer could follow"),
     "shots without end": ({"fewShot": [100]}, "sft", {}, "less than or equal"),
 }
 
@@ -64,6 +71,7 @@ def test_requirements_that_can_be_met_are_taken() -> None:
     a_spec({"require": [EXACT, {"metric": "loss", "betterThanBase": True, "max": 2, "fewShot": 4}], "fewShot": [0, 4]})
     a_spec({"require": [{"metric": "preference_accuracy", "min": 0.6}]}, "dpo")
     a_spec({"require": [{"metric": "preference_accuracy", "min": 0.6}]}, "reward")
+    a_spec({"require": [{"metric": "prompt_level_strict_acc", "min": 0.6}], "rules": [{"type": "regex", "pattern": "^yes"}]})
     test_source = {"uri": "s3://b-1/test.jsonl", "split": "test"}
     a_spec({"require": [EXACT]}, testFraction=0.0, sources=[{"uri": "s3://b-1/rows.jsonl"}, test_source])
     read_spec({**SMALLEST, "dataset": {"ref": "support-v1"}, "evaluation": {"require": [EXACT]}})

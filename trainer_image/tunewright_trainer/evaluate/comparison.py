@@ -9,6 +9,7 @@ import numpy as np
 
 from tunewright_crds.evaluation import LOWER_IS_BETTER, Classification, Measured, MetricName
 from tunewright_trainer.evaluate import scores
+from tunewright_trainer.evaluate.rules import Checks
 from tunewright_trainer.evaluate.scores import Ratio, Resampled
 
 BASE, TUNED = "base", "tuned"
@@ -33,10 +34,13 @@ class Task:
             }
 
 
-def compare(task: Task, classification: Classification, *, seed: int) -> dict[str, Any]:
+def compare(task: Task, classification: Classification, checks: Checks, *, seed: int) -> dict[str, Any]:
     """The task's part of the report."""
     labels = scores.classes(task.expected, classification)
+    followed = {name: checks.of(found["answers"], task.expected) for name, found in task.found.items() if checks and task.expected}
     metrics = {name: _metrics(found, task.expected, labels) for name, found in task.found.items()}
+    for name, found in followed.items():
+        metrics[name] |= found.metrics()
     rows = [_row(metric, {name: of[metric] for name, of in metrics.items()}, seed=seed) for metric in metrics[TUNED]]
     by_class: dict[str, Any] = {}
     if labels:
@@ -44,7 +48,17 @@ def compare(task: Task, classification: Classification, *, seed: int) -> dict[st
         rows += [_plain_row(metric, {name: (of[1][metric],) for name, of in of_labels.items()}) for metric in of_labels[TUNED][1]]
         by_class = {name: of[2] for name, of in of_labels.items()}
     samples = [line for line, _ in zip(task.lines(), range(SAMPLES), strict=False)]
-    return {"task": task.name, "asked": len(task.expected), "metrics": rows, "classes": by_class, "samples": samples}
+    return {
+        "task": task.name,
+        "asked": len(task.expected),
+        "metrics": rows,
+        "classes": by_class,
+        "rules": [
+            {"rule": rule} | {name: _rounded(found.share(at)) for name, found in followed.items()}
+            for at, rule in enumerate(checks.names if followed else ())
+        ],
+        "samples": samples,
+    }
 
 
 def _metrics(found: dict[str, Any], expected: Sequence[str], labels: Sequence[str]) -> dict[MetricName, Resampled]:

@@ -22,6 +22,7 @@ from tunewright_trainer.evaluate.answers import answers, text_of
 from tunewright_trainer.evaluate.comparison import Task, compare, measured
 from tunewright_trainer.evaluate.models import BASE, TUNED, subjects
 from tunewright_trainer.evaluate.report import page
+from tunewright_trainer.evaluate.rules import Checks
 from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.process import telling
 from tunewright_trainer.serve.turns import End, end_of_turn
@@ -79,6 +80,7 @@ class Evaluation:
         self.kind = kind
         self.judges = self.spec.method.objective is Objective.REWARD
         self.store, self.key, self.lineage = store, key, lineage
+        self.checks = Checks(self.wanted.rules)
         self.tokenizer = load_tokenizer(base)
         template = chat_template(base, self.spec.model.chat_template)
         self.end: End = end_of_turn(self.tokenizer, template)
@@ -112,7 +114,7 @@ class Evaluation:
             for name, of_task in self.tasks.items()
             for asked in [[one for one in of_task if one.answer_at and not self.judges]]
         ]
-        compared = [compare(task, self.wanted.classification, seed=self.spec.hyperparameters.seed) for task in tasks]
+        compared = [compare(task, self.wanted.classification, self.checks, seed=self.spec.hyperparameters.seed) for task in tasks]
         required = {(one.task, one.metric.value) for one in self.wanted.require}
         metrics = sorted(measured(compared), key=lambda one: (one.task, one.metric) not in required)[:MAX_METRICS]
         status = EvaluationStatus(metrics=metrics, examples=len(next(iter(self.tasks.values())))).model_dump(mode="json", by_alias=True)

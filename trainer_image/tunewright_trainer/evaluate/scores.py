@@ -33,7 +33,7 @@ class Ratio:
     exponential: bool = False
 
     @classmethod
-    def mean(cls, values: Sequence[float]) -> "Ratio":
+    def mean(cls, values: Sequence[float] | Floats) -> "Ratio":
         """The plain mean."""
         return cls(np.asarray(values, dtype=np.float64), np.ones(len(values)))
 

@@ -45,7 +45,10 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         fetching_judge = pool.submit(_fetch_judge, config, work / "judge") if fetches else None
         from tunewright_trainer.train.attempt import Attempt
         from tunewright_trainer.train.recipe import train
+        from tunewright_trainer.train.rewards import rule
         from tunewright_trainer.train.world import joined
+    for number, one in enumerate(config.spec.evaluation.rules):  # a mistake in them shall not be found once all is trained
+        rule(one, f"spec.evaluation.rules[{number}]")
     with joined(gpu=bool(config.spec.resources.gpus)) as world:
         if fetching_data:
             fetching_data.result()

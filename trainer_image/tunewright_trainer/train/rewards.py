@@ -7,7 +7,8 @@ from typing import Any, Final
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.reinforcement import LengthUnit, RewardTerm, RewardType
+from tunewright_crds.reinforcement import RewardTerm
+from tunewright_crds.rules import AnswerRule, LengthUnit, RuleType
 from tunewright_trainer.train.rollouts import Sample
 
 PATTERN_SECONDS: Final = 5.0  # for one answer, where a sound pattern takes well below a millisecond
@@ -21,7 +22,7 @@ class Rewards:
 
     def __init__(self, wanted: Sequence[RewardTerm]) -> None:
         self._weights = [reward.weight for reward in wanted]
-        self._names = list(_names(wanted))
+        self._names = names_of(wanted)
         self._rules = [rule(reward, f"spec.method.rewards[{number}]") for number, reward in enumerate(wanted)]
         self._negated = [reward.negate for reward in wanted]
 
@@ -35,28 +36,30 @@ class Rewards:
         return total, dict(zip(self._names, each, strict=True))
 
 
-def _names(wanted: Sequence[RewardTerm]) -> Iterator[str]:
+def names_of(wanted: Sequence[AnswerRule]) -> list[str]:
     """The types, and behind those that occurred before a number."""
-    seen: list[RewardType] = []
-    for reward in wanted:
-        seen.append(reward.type)
-        times = seen.count(reward.type)
-        yield reward.type.value if times == 1 else f"{reward.type.value}-{times}"
+    seen: list[RuleType] = []
+    names = []
+    for one in wanted:
+        seen.append(one.type)
+        times = seen.count(one.type)
+        names.append(one.type.value if times == 1 else f"{one.type.value}-{times}")
+    return names
 
 
-def rule(reward: RewardTerm, param: str) -> Rule:
-    """The rule that a reward means. ``param``: the field that it is."""
+def rule(reward: AnswerRule, param: str) -> Rule:
+    """The rule, not yet negated. ``param``: the field that it is."""
     match reward.type:
-        case RewardType.EXACT_MATCH:
+        case RuleType.EXACT_MATCH:
             plain = _folded if reward.ignore_case else _spaced
             return lambda answer, reference: bool(reference) and plain(answer) == plain(reference)
-        case RewardType.REGEX:
+        case RuleType.REGEX:
             found = finder(reward.pattern, f"{param}.pattern", ignore_case=reward.ignore_case)
             return lambda answer, _: found(answer)
-        case RewardType.JSON_SCHEMA:
+        case RuleType.JSON_SCHEMA:
             fits = _fitting(reward.json_schema, f"{param}.schema")
             return lambda answer, _: fits(answer)
-        case RewardType.LENGTH:
+        case RuleType.LENGTH:
             least, most = reward.least or 0, float("inf") if reward.most is None else reward.most
             count: Callable[[str], int] = (lambda text: len(text.split())) if reward.unit is LengthUnit.WORDS else len
             return lambda answer, _: least <= count(answer) <= most
@@ -66,10 +69,10 @@ def rule(reward: RewardTerm, param: str) -> Rule:
             return lambda answer, _: says(change(answer), text)
 
 
-_SAYS: Final[dict[RewardType, Callable[[str, str], bool]]] = {
-    RewardType.CONTAINS: str.__contains__,
-    RewardType.STARTS_WITH: str.startswith,
-    RewardType.ENDS_WITH: str.endswith,
+_SAYS: Final[dict[RuleType, Callable[[str, str], bool]]] = {
+    RuleType.CONTAINS: str.__contains__,
+    RuleType.STARTS_WITH: str.startswith,
+    RuleType.ENDS_WITH: str.endswith,
 }
 
 

@@ -129,6 +129,24 @@ def test_answers_in_batches_are_what_the_published_model_says_by_itself(place: t
         assert tokenizer.decode(said, skip_special_tokens=True).strip() == line["tuned"]
 
 
+def test_answers_are_held_against_rules(place: tuple[Path, Place], tmp_path: Path) -> None:
+    work, there = place
+    rules = [{"type": "exact-match"}, {"type": "regex", "pattern": "^[a-z]+$"}]
+    required = {"metric": "prompt_level_strict_acc", "min": 0.8, "betterThanBase": True}
+    config = job(work, maxExamples=12, fewShot=[0], rules=rules, require=[required])
+    base, value = numbers(told(measure(config, there, tmp_path)))["prompt_level_strict_acc"]
+    assert base is not None
+    assert value > base
+    report = json.loads(there[0].get_bytes(f"{KEY}/report.json"))
+    assert [row["rule"] for row in report["tasks"][0]["rules"]] == ["exact-match", "regex"]
+    assert report["tasks"][0]["rules"][0]["tuned"] >= 0.9
+    assert "By rule" in there[0].get_bytes(f"{KEY}/report.html").decode()
+    broken = job(work, rules=[*rules, {"type": "json-schema", "schema": '{"type": 3}'}])
+    with pytest.raises(Refusal) as refusal:  # before anything is trained
+        train.run(broken, attempt=1, dataset_digest=there[1], work=tmp_path / "t", store=there[0])
+    assert refusal.value.param == "spec.evaluation.rules[2].schema"
+
+
 class Dies(Exception):
     pass
 
@@ -260,7 +278,7 @@ def test_the_verb_ends_with_a_code_and_last_words_of_its_own(
     monkeypatch.setattr("tunewright_trainer.config.load_pod_config", lambda path: config)
     monkeypatch.setattr("tunewright_trainer.storage.open_store", lambda settings: store)
     monkeypatch.setattr("tunewright_crds.names.SCRATCH", str(tmp_path))
-    monkeypatch.setattr(cli, "_load_no_more_than", lambda config: None)  # which would hold for the tests after this one, too
+    monkeypatch.setattr(cli, "load_no_more_than", lambda config: None)  # which would hold for the tests after this one, too
     with pytest.raises(SystemExit) as end:
         cli.evaluate(dataset=digest, model=models["full"], config=Path("job.json"))
     assert end.value.code == ExitCode.QUALITY
