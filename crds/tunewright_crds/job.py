@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
-from tunewright_crds.evaluation import MEASURES, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
+from tunewright_crds.evaluation import MEASURES, NO_ANSWERS, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MODEL_PINNED,
@@ -228,16 +228,18 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
 
 def _rules_of_requirements() -> Iterator[tuple[str, str]]:
     """What the API server is told of `evaluation.require` beside objective and data; `JobSpec` says the same in Python."""
-    none = "self.evaluation.require.size() == 0"
+    of_rows = "self.evaluation.require.all(r, r.task != '')"
     yield (
-        f"{none} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
+        f"{of_rows} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
         NO_TEST_ROWS,
     )
     for objective in Objective:
         measured = MEASURES.get(objective, ())
         if len(measured) < len(MetricName):
-            can = f"self.evaluation.require.all(r, r.metric in {_cel(measured)})" if measured else none
-            yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
+            none = f"{of_rows} && self.evaluation.tasks.size() == 0"
+            can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})" if measured else none
+            yield f"self.method.objective != '{objective}' || ({can})", unmeasured(objective)
+    yield "self.method.objective != 'reward' || (self.evaluation.rules.size() == 0 && self.evaluation.tasks.size() == 0)", NO_ANSWERS
 
 
 def _rules_of_tuners() -> Iterator[tuple[str, str]]:
@@ -382,7 +384,7 @@ class JobSpec(
 
     @model_validator(mode="after")
     def _requirements_can_be_met(self) -> "JobSpec":
-        if self.evaluation.require and not (self.dataset.ref or self.dataset.has_test):
+        if self.evaluation.needs_rows and not (self.dataset.ref or self.dataset.has_test):
             raise ValueError(NO_TEST_ROWS)
         if why := unfit(self.evaluation, self.method.objective):
             raise ValueError(why)
