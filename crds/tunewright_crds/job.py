@@ -46,7 +46,7 @@ from tunewright_crds.method import (
     misplaced,
     misplaced_of_tuner,
 )
-from tunewright_crds.preference import DPO_RULES
+from tunewright_crds.preference import DPO_RULES, KtoLoss
 from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
 
@@ -173,6 +173,9 @@ SEQ2SEQ_ALONE: Final = "an encoder-decoder (seq2seq) trains in one process yet: 
 _SEQ2SEQ_SHOTS: Final = "an encoder-decoder (seq2seq) is measured without examples: leave evaluation.fewShot at [0]"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
+_NOTHING_TO_COMPARE: Final = (
+    "objective kto compares each answer with the others of its batch: set batchSize above 1, or method.kto.loss: apo_zero_unpaired"
+)
 _TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
 # The formats that only these examples have, and those that can hold them at all.
 _OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,), Examples.UNPAIRED: (DataFormat.UNPAIRED,)}
@@ -222,6 +225,8 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     yield f"!({reinforced}) || self.method.rewards.size() > 0 || self.method.rewardModel != ''", NEEDS_REWARDS
     yield f"!self.method.rewardModel.startsWith('hf://') || self.method.rewardModel.matches('{MODEL_PINNED}')", PIN_MODEL
     yield "self.method.objective != 'ppo' || self.method.ppo.miniBatches <= self.hyperparameters.batchSize", _EMPTY_MINI_BATCHES
+    compares = "self.method.objective == 'kto' && self.method.kto.loss == 'kto'"
+    yield f"!({compares}) || self.hyperparameters.batchSize > 1", _NOTHING_TO_COMPARE
     for (objective, tuner), why in UNFIT.items():
         yield f"self.method.objective != '{objective}' || self.method.tuner != '{tuner}'", why
 
@@ -330,6 +335,8 @@ class JobSpec(
             raise ValueError(_TEXT_ANSWERS_NOTHING)
         if self.method.objective is Objective.PPO and self.method.ppo.mini_batches > self.hyperparameters.batch_size:
             raise ValueError(_EMPTY_MINI_BATCHES)
+        if self.method.objective is Objective.KTO and self.method.kto.loss is KtoLoss.KTO and self.hyperparameters.batch_size < 2:
+            raise ValueError(_NOTHING_TO_COMPARE)
         if self.dataset.train_on is TrainOn.ALL:
             raise ValueError(_ANSWERS_ONLY)
         if self.hyperparameters.label_smoothing:

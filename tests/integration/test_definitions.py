@@ -163,6 +163,15 @@ def test_a_hypernetwork_is_tuned_by_instructions_with_inputs(kubectl: Kubectl, n
     kubectl.apply(job)
 
 
+def test_kto_compares_the_answers_of_a_batch(kubectl: Kubectl, namespace: str) -> None:
+    job = job_with("hyperparameters.batchSize", 1, namespace)
+    job["spec"]["method"] = {"objective": "kto"}
+    with pytest.raises(CommandFailed, match="compares each answer with the others of its batch"):
+        kubectl.apply(job)
+    job["spec"]["method"]["kto"] = {"loss": "apo_zero_unpaired"}
+    kubectl.apply(job)
+
+
 RIGHT = {
     "a learning rate": ("hyperparameters.learningRate", 0.003),
     "auto": ("hyperparameters.learningRate", "auto"),

@@ -102,6 +102,13 @@ def test_what_preferences_cannot_do_is_refused(path: str, value: object, said: s
     read_spec(spec)
 
 
+def test_kto_compares_the_answers_of_a_batch() -> None:
+    alone = SMALLEST | {"hyperparameters": {"batchSize": 1}}
+    with pytest.raises(ValidationError, match="compares each answer with the others of its batch"):
+        read_spec(alone | {"method": {"objective": "kto"}})
+    read_spec(alone | {"method": {"objective": "kto", "kto": {"loss": "apo_zero_unpaired"}}})
+
+
 DPO_WITHOUT_EFFECT = {
     "losses beside loss": {"loss": "ipo", "losses": [{"type": "sft"}]},
     "smoothing of a loss that has none": {"loss": "ipo", "labelSmoothing": 0.1},

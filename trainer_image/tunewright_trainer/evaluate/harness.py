@@ -84,7 +84,9 @@ def _evaluated(tuned: Tuned, tokenizer: Any, task: Any, asking: Asking, drawn: S
 
     name = task.config.task
     # Of a batch, answers that have ended are filled up, which lm_eval leaves to the model: it drops markers before it looks for texts that end one.
-    tuned.network.generation_config.eos_token_id = sorted(asking.end.ids) or None
+    options = tuned.network.generation_config
+    options.eos_token_id = sorted(asking.end.ids) or None
+    options.decoder_start_token_id = getattr(tuned.network.config, "decoder_start_token_id", None)
     model = HFLM(
         pretrained=tuned.peft or tuned.network,
         tokenizer=tokenizer,

@@ -170,7 +170,7 @@ def _changes(weights: Sequence[Weight], shape: Geometry, spec: JobSpec, facts: D
 def _smaller_tuners(spec: JobSpec) -> Iterator[Tuner]:
     if spec.method.tuner is Tuner.FULL:
         yield Tuner.LORA
-    if spec.method.tuner in (Tuner.FULL, Tuner.LORA) and spec.resources.gpus and spec.method.objective is not Objective.REWARD:
+    if spec.method.tuner in (Tuner.FULL, Tuner.LORA) and spec.method.objective is not Objective.REWARD:
         yield Tuner.QLORA
 
 

@@ -1,7 +1,8 @@
 """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306): from answers each of which is marked as good or bad, without pairs.
 
 Each row is an answer with its mark. A good answer shall gain more, and a bad one less, than answers do in the mean: the divergence of the model from its
-reference, which is estimated by the answers of a batch under one another's prompts. The whole effective batch is one estimate, however it is split.
+reference, which is estimated by the answers of a batch under one another's prompts. The whole effective batch is one estimate, however it is split; a last batch of
+one answer has none, and is compared with the reference.
 """
 
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ class Kto:
     @torch.no_grad()
     def _divergence(self, tuned: Tuned, rows: Any, counts: Sequence[int]) -> float:
         """Mean log-ratio of the answers, each under the prompt of the row after it, and at least 0. ``counts``: so many rows at a time."""
-        if self._options.loss is KtoLoss.APO_ZERO_UNPAIRED:
+        if self._options.loss is KtoLoss.APO_ZERO_UNPAIRED or len(rows) < 2:
             return 0.0
         total, start = 0.0, 0
         most = getattr(tuned.network.config, "max_position_embeddings", None)

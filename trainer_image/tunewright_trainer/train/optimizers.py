@@ -13,6 +13,7 @@ import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Galore, Hyperparameters, Optimizer
+from tunewright_trainer.train import adalora
 from tunewright_trainer.train.checkpoints import Tensors
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.sharding import gathered
@@ -42,25 +43,32 @@ class Updates(Protocol):
 def updates(tuned: Tuned, wanted: Hyperparameters) -> Updates:
     """The job's optimizer over what it trains."""
     optimizer = _optimizer(tuned, wanted)
-    kind = UpdatesWithin if wanted.optimizer.within_backward else UpdatesAfter
-    return kind(optimizer, tuned.trainable, most=wanted.max_grad_norm or math.inf)
+    most = wanted.max_grad_norm or math.inf
+    if wanted.optimizer.within_backward:
+        return UpdatesWithin(optimizer, tuned.trainable, most=most)
+    return UpdatesAfter(optimizer, tuned.trainable, most=most, budget=adalora.budget_of(tuned.peft))
 
 
 class UpdatesAfter:
-    """The weights are updated once all gradients are there. ``most``: the norm that gradients are clipped to."""
+    """The weights are updated once all gradients are there. ``most``: the norm that gradients are clipped to; ``budget``: of ranks, with AdaLoRA."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, *, most: float) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, *, most: float, budget: adalora.Budget | None = None) -> None:
         self.optimizer = optimizer
         self._weights = weights
         self._most = most
+        self._budget = budget
 
     def take(self, backward: Callable[[], Measured], check: Callable[[float, float], None], *, rate: float) -> Measured:
         """See `Updates`."""
         measured = backward()
+        if self._budget:
+            measured |= self._budget.regularise()
         norm = float(gathered(torch.nn.utils.clip_grad_norm_(self._weights.values(), self._most)))
         check(measured["loss"], norm)
         _set_rate(self.optimizer, rate)
         self.optimizer.step()
+        if self._budget:
+            self._budget.allocate(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return measured | {"grad_norm": norm}
 

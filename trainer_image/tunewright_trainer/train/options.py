@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.method import LORA_FAMILY, OWN, PROMPT_LEARNING, Method, Objective, Tuner
+from tunewright_trainer.train import adalora
 
 PARAM: Final = "spec.method.options"
 # Tuners that PEFT calls otherwise.
@@ -32,6 +33,13 @@ _OF_THE_JOB: Final = {
     "target_modules": "stands in spec.method.lora.targetModules",
     "use_rslora": "stands in spec.method.lora.rslora",
     "use_dora": "is tuner dora",
+}
+_WITHOUT_EFFECT: Final = "has no effect with tuner adalora"
+_OF_ADALORA: Final = {
+    "r": "is init_r at the beginning and target_r at the end",
+    "rank_pattern": "is what training finds",
+    **dict.fromkeys(("use_dora", "use_rslora", "alpha_pattern", "lora_bias", "init_lora_weights"), _WITHOUT_EFFECT),
+    **dict.fromkeys(("trainable_token_indices", "ensure_weight_tying"), _WITHOUT_EFFECT),
 }
 _REFUSED: Final = (
     dict.fromkeys(("task_type", "peft_type", "auto_mapping", "peft_version"), _OURS)
@@ -63,9 +71,12 @@ def checked(method: Method, *, steps: int = 0) -> Any:
             "init_lora_weights", f"can be {', '.join(json.dumps(value) for value in _KEEP_THE_BASE)}; other ways change the base"
         )
     try:
-        return kind(**({"task_type": _TASKS.get(method.objective, "CAUSAL_LM")} | _from_job(method, steps) | method.options))
+        config = kind(**({"task_type": _TASKS.get(method.objective, "CAUSAL_LM")} | _from_job(method, steps) | method.options))
     except (ValueError, TypeError) as error:
         raise complaint(error) from error
+    if method.tuner is Tuner.ADALORA:
+        adalora.check(config, steps=steps)
+    return config
 
 
 def type_name(tuner: Tuner) -> str:
@@ -89,6 +100,8 @@ def complaint(error: Exception) -> Refusal:
 
 def _from_job(method: Method, steps: int) -> dict[str, Any]:
     """What the config class gets beside the options."""
+    if method.tuner is Tuner.ADALORA:
+        return _EVERYWHERE | adalora.schedule(steps=steps)
     if method.tuner not in LORA_FAMILY:
         return _DEFAULTS.get(method.tuner, _EVERYWHERE)
     lora = method.lora
@@ -103,7 +116,7 @@ def _from_job(method: Method, steps: int) -> dict[str, Any]:
 
 
 def _check_name(name: str, tuner: Tuner, known: set[str]) -> None:
-    refused = _REFUSED | (_OF_THE_JOB if tuner in LORA_FAMILY else {})
+    refused = _REFUSED | (_OF_THE_JOB if tuner in LORA_FAMILY else _OF_ADALORA if tuner is Tuner.ADALORA else {})
     if name in known and name not in refused:
         return
     if name in refused:

@@ -24,8 +24,8 @@ from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
 from tunewright_trainer import publish
 from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.process import Stopped, stop_requested, telling, work_under_way
+from tunewright_trainer.train import adalora, metrics, optimizers, schedule, sharding
 from tunewright_trainer.train import data as rows_of
-from tunewright_trainer.train import metrics, optimizers, schedule, sharding
 from tunewright_trainer.train.attempt import Attempt
 from tunewright_trainer.train.checkpoints import Checkpoints, Counters, Snapshot, Tensors, copied
 from tunewright_trainer.train.checks import check_rows, check_together
@@ -247,6 +247,7 @@ class Run:
         if not self.sharded:
             if self.best:
                 self.tuned.load_weights(self.best)
+            adalora.settle(self.tuned.peft)
             return
         weights = self.best or self._whole(self.weights)
         if self.world.leads:

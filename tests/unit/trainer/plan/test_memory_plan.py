@@ -30,6 +30,7 @@ LEARNED = 0.5
         ("llama", {"method": {"tuner": "full"}}),
         ("llama", {"hyperparameters": {"precision": "bf16", "gradientCheckpointing": True}}),
         ("gpt2", {"method": {"lora": {"dropout": 0.1}}}),
+        ("llama", {"method": {"tuner": "qlora"}}),
     ],
 )
 def test_a_step_takes_what_was_counted(layout: str, parts: dict[str, Any], tmp_path: Path) -> None:

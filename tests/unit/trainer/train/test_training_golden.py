@@ -72,6 +72,14 @@ CASES = {
     ),
     "dpo": Case({"objective": "dpo", "dpo": {"beta": 0.3}}, {"beta": 0.3}),
     "dpo of another family": Case({"objective": "dpo", "dpo": {"beta": 0.3}}, {"beta": 0.3}, "gpt2"),
+    **{
+        f"kto, {name}": Case({"objective": "kto", "kto": {"beta": 0.3, **options}}, {"beta": 0.3, **trl})
+        for name, options, trl in (
+            ("weighed", {"desirableWeight": 1.5, "undesirableWeight": 0.5}, {"desirable_weight": 1.5, "undesirable_weight": 0.5}),
+            ("compared with nothing", {"loss": "apo_zero_unpaired"}, {"loss_type": "apo_zero_unpaired"}),
+        )
+    },
+    "kto of another family": Case({"objective": "kto", "kto": {"beta": 0.3}}, {"beta": 0.3}, "gpt2"),
     "reward": Case({"objective": "reward"}, {}),
     "reward around 0": Case(
         {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.5}}, {"center_rewards_coefficient": 0.5}, "gpt2"

@@ -41,17 +41,26 @@ def test_good_answers_become_likelier_and_bad_ones_less_so(tmp_path: Path, tuner
     assert "Objective: kto" in (Path(outcome.artifact.uri) / "README.md").read_text()
 
 
-def test_a_stopped_run_goes_on_at_the_exact_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"batchSize": 4, "epochs": 2, "learningRate": 0.01, "earlyStopping": {"enabled": True}}
-    config = job(hyperparameters=options, checkpointing={"everySteps": 100})
+@pytest.mark.parametrize(
+    ("loss", "batch", "stop", "steps", "last"),
+    [("kto", 4, 3, 6, ">"), ("kto", 23, 1, 2, "="), ("apo_zero_unpaired", 1, 3, 24, "=")],
+    ids=["whole batches", "a last batch of one answer, which is compared with none", "one answer at a time"],
+)
+def test_a_stopped_run_goes_on_at_the_exact_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, batch: int, stop: int, steps: int, last: str
+) -> None:
+    options = {"batchSize": batch, "epochs": 2, "learningRate": 0.01, "earlyStopping": {"enabled": True, "patience": 9}}
+    config = job(hyperparameters=options, method={"kto": {"loss": loss}}, checkpointing={"everySteps": 100})
     store, undisturbed = LocalStore(tmp_path / "store"), LocalStore(tmp_path / "undisturbed")
     for one in (store, undisturbed):
         publish_data(one, tmp_path, train=marked(6), validation=marked(2, seed=9))
     expected = weights_digest(train_here(config, undisturbed, tmp_path))
     with monkeypatch.context() as patch:
-        stop_in_step(patch, 3)
+        stop_in_step(patch, stop)
         with pytest.raises(process.Stopped):
             train_here(config, store, tmp_path)
     outcome = train_here(config, store, tmp_path, attempt=2)
-    assert (outcome.resumed_from_step, outcome.reached_step) == (3, 6)
+    assert (outcome.resumed_from_step, outcome.reached_step) == (stop, steps)
     assert weights_digest(outcome) == expected
+    told = [line["kl"] for line in history(store, 2) if "loss" in line]
+    assert (told[-1] > 0) == (last == ">")

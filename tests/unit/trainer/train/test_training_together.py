@@ -32,6 +32,14 @@ CASES: dict[str, dict[str, Any]] = {
     "an adapter, over a base that is spread": {"method": {"lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
     "every weight, spread": {"method": {"tuner": "full"}},
     "every weight, a copy each": {"method": {"tuner": "full"}, "resources": {"sharding": "none"}},
+    "an adapter, over a base in 4 bits each": {
+        "method": {"tuner": "qlora", "lora": NO_DROPOUT},
+        "output": {"formats": ["adapter", "merged"]},
+    },
+    "an adapter, over a base in 4 bits that is spread": {
+        "method": {"tuner": "qlora", "lora": NO_DROPOUT},
+        "resources": {"sharding": "full"},
+    },
     "preferences": {"method": {"objective": "dpo", "lora": NO_DROPOUT}},
     "preferences, over a base that is spread": {"method": {"objective": "dpo", "lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
 }

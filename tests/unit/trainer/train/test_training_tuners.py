@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import BitsAndBytesConfig
 
 from tests.support.models import Layout, tiny_model
 from tests.support.training import (
@@ -25,6 +26,8 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.method import WHOLE, Tuner
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
+from tunewright_trainer.train import adalora
+from tunewright_trainer.train.model import load
 
 
 def answered(count: int, *, seed: int = 0) -> list[Document]:
@@ -60,7 +63,12 @@ OPTIONS: dict[Tuner, dict[str, Any]] = {
 # Few weights, or weights behind a gate that begins closed: they need larger steps.
 RATES: dict[Tuner, float] = {Tuner.ADAPTION_PROMPT: 0.1, Tuner.UNILORA: 0.1}
 LAYOUTS: dict[Tuner, Layout] = {Tuner.BITFIT: "gpt2"}
-TUNERS = [tuner for tuner in Tuner if tuner not in (Tuner.QLORA, Tuner.HINT)]  # 4 bits need a GPU, and hint is for encoder-decoders
+TUNERS = [tuner for tuner in Tuner if tuner is not Tuner.HINT]  # which is for encoder-decoders
+
+
+FOUR_BITS = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+)
 
 
 def a_tuning(tuner: Tuner, *, options: dict[str, Any] | None = None, **parts: Any) -> Any:
@@ -92,7 +100,9 @@ def opened_elsewhere(tuner: Tuner, artifact: str) -> Any:
 
     if tuner in WHOLE:
         return AutoModelForCausalLM.from_pretrained(artifact).eval()
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model(LAYOUTS.get(tuner, "llama"))), artifact).eval()
+    options = {"quantization_config": FOUR_BITS, "device_map": {"": "cpu"}} if tuner is Tuner.QLORA else {}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model(LAYOUTS.get(tuner, "llama")), **options)
+    return PeftModel.from_pretrained(base, artifact).eval()
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
@@ -142,6 +152,9 @@ REFUSED: dict[str, tuple[Tuner, dict[str, Any], str, str]] = {
         "is called query",
     ),
     "a pattern that matches nothing": (Tuner.LOHA, {"target_modules": "query"}, "spec.method.options", "not found"),
+    "ranks that never become fewer": (Tuner.ADALORA, {"init_r": 8}, "spec.method.options.target_r", "below init_r (8)"),
+    "adalora's rank by lora's name": (Tuner.ADALORA, {"r": 4}, "spec.method.options.r", "init_r at the beginning"),
+    "a run that is over before ranks are given away": (Tuner.ADALORA, {"tfinal": 3}, "spec.hyperparameters.maxSteps", "needs two steps"),
     "sizes that do not divide": (Tuner.C3A, {"block_size": 7}, "spec.method.options", "a factor of the input size"),
 }
 
@@ -170,3 +183,42 @@ def test_bitfit_changes_biases_and_nothing_else(tmp_path: Path) -> None:
     before, after = (load_file(Path(folder) / "model.safetensors") for folder in (tiny_model("gpt2"), outcome.artifact.uri))
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert changed == {name for name in before if name.endswith(".bias")}
+
+
+def ranks_of(artifact: str) -> list[int]:
+    from safetensors.torch import load_file
+
+    return [len(weight) for name, weight in load_file(f"{artifact}/adapter_model.safetensors").items() if "lora_E" in name]
+
+
+def test_adalora_ends_with_the_ranks_that_it_may_have_and_the_best_weights_with_their_own(tmp_path: Path) -> None:
+    options = {"init_r": 6, "target_r": 2, "tinit": 2, "tfinal": 1, "orth_reg_weight": 1.0}
+    store = with_data(tmp_path, "store")
+    outcome = train_here(a_tuning(Tuner.ADALORA, options=options), store, tmp_path)
+    assert outcome.artifact is not None
+    ranks = ranks_of(outcome.artifact.uri)
+    assert sum(ranks) == 2 * len(ranks)
+    assert len({*ranks}) > 1, "all have the same, as if nothing had been weighed"
+    first = SHORT | {"earlyStopping": {"enabled": True, "patience": 9, "minDelta": 9}}
+    best = train_here(a_tuning(Tuner.ADALORA, options=options, hyperparameters=first), with_data(tmp_path, "best"), tmp_path)
+    assert best.artifact is not None
+    assert {*ranks_of(best.artifact.uri)} == {6}, "no rank was taken away yet"
+    apart = [line["orthogonality_loss"] for line in history(store) if "loss" in line]
+    assert apart == sorted(apart, reverse=True)
+
+
+def test_the_regularisation_of_adalora_is_that_of_peft(tmp_path: Path) -> None:
+    tuned = load(tiny_model("llama"), a_tuning(Tuner.ADALORA).spec, steps=10)
+    assert tuned.peft is not None
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    budget = adalora.budget_of(tuned.peft)
+    assert budget is not None
+    found = budget.regularise()["orthogonality_loss"]
+    gradients = {name: weight.grad.clone() for name, weight in tuned.trainable.items() if weight.grad is not None}
+    tuned.network.zero_grad()
+    theirs = tuned.peft(input_ids=tokens, labels=tokens).loss
+    ours = tuned.network(input_ids=tokens, labels=tokens).loss
+    assert found == pytest.approx(float((theirs - ours).detach()), abs=1e-5)
+    (theirs - ours).backward()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, tuned.trainable[name].grad, atol=1e-6, rtol=1e-4)
