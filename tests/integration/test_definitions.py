@@ -115,7 +115,8 @@ FIELDS = {
     ),
     "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
     "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
-    "more GPUs than a machine has": ("resources.gpus", 17, "resources.gpus"),
+    "more nodes than there may be": ("resources.nodes", 65, "resources.nodes"),
+    "more GPUs than a node has": ("resources.gpusPerNode", 17, "resources.gpusPerNode"),
 }
 
 
@@ -133,7 +134,7 @@ def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace
         ("dataset", {"trainOn": "all"}, "learns answers only"),
         ("method", {"tuner": "p-tuning"}, "is not tuned by"),
         ("hyperparameters", {"optimizer": "lomo"}, "is not trained with optimizer"),
-        ("resources", {"gpus": 2}, "trains in one process"),
+        ("resources", {"gpusPerNode": 2}, "trains in one process"),
         ("output", {"formats": ["gguf"]}, "is published as adapter or merged"),
     ):
         wrong = copy.deepcopy(job)
@@ -198,6 +199,7 @@ RIGHT = {
     "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "marked answers": ("method", {"objective": "kto", "kto": {"loss": "apo_zero_unpaired", "desirableWeight": 2}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
+    "several nodes": ("resources", {"nodes": 4, "gpusPerNode": 8}),
     "rewards": (
         "method",
         {

@@ -53,11 +53,11 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
     if fetches:
         fetch_tasks(config, work / "tasks")
     with joined(gpu=bool(config.spec.resources.gpus)) as world:
-        if fetching_data:
-            fetching_data.result()
-        model = world.of_leader(fetching_model.result() if fetching_model else Path())
-        judge = world.of_leader(fetching_judge.result() if fetching_judge else None)
-        world.wait()
+    if fetching_data:
+        fetching_data.result()
+    fetched = (fetching_model.result() if fetching_model else Path(), fetching_judge.result() if fetching_judge else None)
+    with joined(gpu=bool(config.spec.resources.gpus_per_node)) as world:  # a machine that lacks something says so before others wait for it
+        model, judge = world.of_node(fetched)
         manifest = json.loads((work / "data" / MANIFEST).read_bytes())
         check_fit(manifest, model, config.spec.model)
         if judge is not None:
