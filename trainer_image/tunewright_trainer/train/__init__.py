@@ -52,7 +52,6 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         rule(one, f"spec.evaluation.rules[{number}]")
     if fetches:
         fetch_tasks(config, work / "tasks")
-    with joined(gpu=bool(config.spec.resources.gpus)) as world:
     if fetching_data:
         fetching_data.result()
     fetched = (fetching_model.result() if fetching_model else Path(), fetching_judge.result() if fetching_judge else None)
