@@ -6,7 +6,7 @@ nothing is exchanged.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,7 @@ from tunewright_trainer.train.data import Row
 # How long one process waits for another: longer than a checkpoint or an evaluation takes. One that died is noticed at once.
 PATIENCE: Final = timedelta(hours=1)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -56,6 +57,11 @@ class World:
         told = [value] * self.size
         dist.all_gather_object(told, value)
         return told
+
+    def together(self, items: Sequence[S], found: Callable[[Sequence[S]], Sequence[T]]) -> list[T]:
+        """What ``found`` gives of each item, everywhere; each process computes a part of them. Tensors among it are to be on the processor."""
+        parts = self.of_each(found(own) if (own := items[self.rank :: self.size]) else [])
+        return [parts[at % self.size][at // self.size] for at in range(len(items))]
 
     def any(self, flag: bool) -> bool:
         """Whether it holds in any process."""
