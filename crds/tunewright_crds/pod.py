@@ -78,6 +78,7 @@ class Outcome(Part):
     attempt: int = 0
     resumed_from_step: int | None = None
     reached_step: int | None = None
+    rollbacks: int = 0
     last_checkpoint: CheckpointStatus | None = None
     best_checkpoint: BestCheckpoint | None = None
     artifact: Published | None = None

@@ -77,6 +77,7 @@ class AttemptStatus(Part):
     reached_step: int | None = Field(None, alias="reachedStep", ge=0, description="Last step that it is known to have done.")
     lost_steps: int | None = Field(None, alias="lostSteps", ge=0, description="Steps done by it that the next attempt did again.")
     micro_batch_halvings: int = Field(0, alias="microBatchHalvings", ge=0, description="How often the micro-batch was halved for it.")
+    rollbacks: int = Field(0, ge=0, description="How often training had gone back by its end, since the loss went astray.")
 
 
 class PreparationRestarts(Part):

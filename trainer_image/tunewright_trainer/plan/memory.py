@@ -100,7 +100,7 @@ class _Counted:
         self.shape = shape
         self.spec = spec
         self.full = spec.method.tuner is Tuner.FULL
-        self.gpu = bool(spec.resources.gpus)
+        self.gpu = bool(spec.resources.gpus_per_node)
         self.element = 2 if _half(spec) else _FP32
         self.tokens = micro_batch_tokens(spec, facts, halvings=halvings)
         self.targets = 0 if spec.method.objective is Objective.REWARD else round(self.tokens * facts.learned)
@@ -237,7 +237,7 @@ class _Counted:
 def _half(spec: JobSpec) -> bool:
     """Whether the forward pass is computed in bf16. `auto` means so on GPUs: all of the last five years have it."""
     wanted = spec.hyperparameters.precision
-    return wanted is Precision.BF16 or (wanted is Precision.AUTO and bool(spec.resources.gpus))
+    return wanted is Precision.BF16 or (wanted is Precision.AUTO and bool(spec.resources.gpus_per_node))
 
 
 def _linear(weights: Iterable[Weight], family: Family) -> Iterator[tuple[str, tuple[Weight, Reads]]]:

@@ -11,7 +11,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,18 @@ class Counters:
     metrics: dict[str, float] = field(default_factory=dict)
     state: dict[str, float] = field(default_factory=dict)
     """What the objective keeps from step to step."""
+    recent: list[float] = field(default_factory=list)
+    """Losses of the last steps that were made; see `tunewright_trainer.train.divergence` for this and what follows."""
+    left_out: list[int] = field(default_factory=list)
+    """Steps that nothing is learned from, ascending."""
+    rollbacks: int = 0
+    rollbacks_in_a_row: int = 0
+    astray_at: int = 0  # the step of the last of them
+
+    def with_detours_of(self, other: "Counters") -> "Counters":
+        """These counters with what the other run left out."""
+        told = ("left_out", "rollbacks", "rollbacks_in_a_row", "astray_at")
+        return replace(self, **{name: getattr(other, name) for name in told})
 
 
 @dataclass
@@ -75,6 +87,10 @@ class Checkpoints:
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
         self.last: CheckpointStatus | None = None
+
+    def discard_after(self, step: int) -> None:
+        """Remove what a run that goes back to ``step`` has no use for any more."""
+        self._store.delete([f"{self._at(later)}/{MANIFEST}" for later in list(self._complete()) if later > step])
 
     def newest(self) -> Snapshot | None:
         """The newest whole checkpoint, each file verified; a damaged one is discarded and the one before is taken. None: begin at step 0."""

@@ -86,9 +86,11 @@ class Tuned:
 
 def choose_device(spec: JobSpec) -> torch.device:
     """The GPU where the job asks for one, the processors otherwise."""
-    if spec.resources.gpus and not torch.cuda.is_available():
-        raise Refusal(FailureCode.CONFIG_INVALID, "the job asks for a GPU and none is usable on this machine", param="spec.resources.gpus")
-    return torch.device("cuda" if spec.resources.gpus else "cpu")
+    if spec.resources.gpus_per_node and not torch.cuda.is_available():
+        raise Refusal(
+            FailureCode.CONFIG_INVALID, "the job asks for a GPU and none is usable on this machine", param="spec.resources.gpusPerNode"
+        )
+    return torch.device("cuda" if spec.resources.gpus_per_node else "cpu")
 
 
 def choose_precision(spec: JobSpec, device: torch.device) -> torch.dtype:

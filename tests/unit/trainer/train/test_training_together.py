@@ -137,11 +137,13 @@ def test_shares_are_even_and_whole() -> None:
 
 
 REASON = Outcome(error=Failed(code=FailureCode.OUT_OF_MEMORY, message="no room"))
-LOST = Outcome(error=Failed(code=FailureCode.INTERNAL, message="connection closed by peer"))
+BROKEN = Outcome(error=Failed(code=FailureCode.INTERNAL, message="unforeseen"))
+LOST = Outcome(error=Failed(code=FailureCode.PEER_LOST, message="connection closed by peer"))
 HEARD = {
-    "the one with a reason": ({0: 70, 1: 78}, [LOST, REASON], 1),
-    "else the one that was killed": ({0: 70, 1: -9}, [LOST, LOST], 1),
-    "else the first": ({1: 70, 0: 70}, [LOST, LOST], 1),
+    "the one with a reason": ({0: 70, 1: 78}, [BROKEN, REASON], 1),
+    "else the one that was killed": ({0: 70, 1: -9}, [BROKEN, BROKEN], 1),
+    "else the first that broke": ({2: 76, 1: 70, 0: 70}, [BROKEN, BROKEN, LOST], 1),
+    "last one that lost others": ({1: 76, 0: 76}, [LOST, LOST], 1),
     "the leader, where none failed": ({}, [Outcome(), Outcome()], 0),
 }
 
