@@ -29,7 +29,6 @@ from tunewright_crds.fields import (
 )
 from tunewright_crds.hyperparameters import BATCH_AT_ONCE, MISPLACED_GALORE, WITHIN_BACKWARD, Galore, Hyperparameters, Optimizer
 from tunewright_crds.method import (
-    ALONE,
     APART,
     ARCHITECTURE,
     LEARNS_FROM,
@@ -166,7 +165,6 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_NOT_TOGETHER: Final = f"objective {either([one.value for one in ALONE])} trains in one process yet: leave resources.nodes at 1, and resources.gpusPerNode at 0 or 1"
 _ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
 SEQ2SEQ_ALONE: Final = (
@@ -285,7 +283,6 @@ class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
-        (f"{_ONE_PROCESS} || !(self.method.objective in {_cel(ALONE)})", _NOT_TOGETHER),
         *_rules_of_requirements(),
         *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
@@ -386,8 +383,6 @@ class JobSpec(
 
     @model_validator(mode="after")
     def _trains_together(self) -> "JobSpec":
-        if self.resources.processes > 1 and self.method.objective in ALONE:
-            raise ValueError(_NOT_TOGETHER)
         if self.resources.processes > 1 and self.model.architecture is Architecture.SEQ2SEQ:
             raise ValueError(SEQ2SEQ_ALONE)
         return self

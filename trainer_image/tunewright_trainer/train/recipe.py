@@ -107,7 +107,7 @@ class Run:
         self.sharded = self.world.size > 1 and self.spec.shards_model
         if self.sharded:
             sharding.shard(self.tuned.network, self.world, whole=self.spec.method.tuner is Tuner.FULL)
-        self.reinforced = reinforced(self.tuned, Setting(self.spec, attempt.model, self.prepared, self.halvings, attempt.judge))
+        self.reinforced = reinforced(self.tuned, Setting(self.spec, attempt.model, self.prepared, self.halvings, attempt.judge, self.world))
         self.weights = self.tuned.trainable
         self.updates = optimizers.updates(self.tuned, self.wanted)
         self.counters = Counters(planned_halvings=attempt.planned_halvings)
@@ -224,12 +224,12 @@ class Run:
 
         With weights spread over the processes all of them compute each layer together. One that has fewer groups then repeats another, as no share.
         """
-        groups = [self._groups(rows) for rows in self.world.shares(batch)]
-        shares = iter(shares_of(loss, self.tuned, [group for own in groups for group in own]))
-        parts = [[(group, next(shares)) for group in own] for own in groups]
-        own = parts[self.world.rank]
-        if self.sharded and (absent := max(map(len, parts)) - len(own)):
-            group, share = max(parts, key=len)[0]
+        parts = [self._groups(rows) for rows in self.world.shares(batch)]
+        shares = shares_of(loss, self.tuned, parts, self.world)
+        each = [list(zip(*both, strict=True)) for both in zip(parts, shares, strict=True)]
+        own = each[self.world.rank]
+        if self.sharded and (absent := max(map(len, each)) - len(own)):
+            group, share = max(each, key=len)[0]
             own += [(group, none_of(share))] * absent
         return own
 
