@@ -16,6 +16,7 @@ from tunewright_crds.status import MemoryStatus
 from tunewright_crds.storage import MANIFEST, dataset_key
 from tunewright_trainer import launch
 from tunewright_trainer.config import is_local
+from tunewright_trainer.evaluate.task_files import fetch_tasks
 from tunewright_trainer.exports import check_forms
 from tunewright_trainer.plan import measured, parse_config, plan, read_shapes, refuse, table
 from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, open_reward_model, read_manifest
@@ -49,6 +50,8 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train.world import joined
     for number, one in enumerate(config.spec.evaluation.rules):  # a mistake in them shall not be found once all is trained
         rule(one, f"spec.evaluation.rules[{number}]")
+    if fetches:
+        fetch_tasks(config, work / "tasks")
     if fetching_data:
         fetching_data.result()
     fetched = (fetching_model.result() if fetching_model else Path(), fetching_judge.result() if fetching_judge else None)
