@@ -273,7 +273,8 @@ class Run:
         return copied(whole) if self.world.leads else {}
 
     def snapshot(self) -> Snapshot:
-        """A copy of all that the rest of the run depends on."""
+        """A copy of all that the rest of the run depends on, and the answer to whoever asked for it."""
+        self.counters.answered = self.reporter.asked or self.counters.answered
         return Snapshot(
             counters=copy.deepcopy(self.counters),
             weights=self._whole(self.weights),
@@ -282,8 +283,10 @@ class Run:
         )
 
     def checkpoint_if_due(self) -> None:
-        """Begin a checkpoint in the background; with one still on its way (storage is slow or away) this one is left out."""
-        due = self.plan.saves(self.counters.step) or self.counters.step == self.counters.astray_at
+        """Begin a checkpoint in the background, where the plan or the job's owner wants one; with one still on its way (storage is slow or away) the plan's is
+        left out, and the owner waits."""
+        asked = self.world.of_leader(self.reporter.asked not in ("", self.counters.answered))
+        due = asked or self.plan.saves(self.counters.step) or self.counters.step == self.counters.astray_at
         if due and not self.done and self.world.of_leader(self.checkpoints.ready()):
             snapshot = self.snapshot()
             if self.world.leads:
