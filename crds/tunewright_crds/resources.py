@@ -89,3 +89,11 @@ class Resources(PodResources):
     def processes(self) -> int:
         """Training processes of all pods."""
         return self.nodes * self.processes_per_node
+
+
+class ServingResources(Part):
+    """What a serving pod asks for."""
+
+    cpu: Quantity = Field("1", description="Processors asked for.")
+    memory: Quantity = Field("4Gi", description="Memory: request and limit.")
+    gpus: int = Field(0, ge=0, le=16, description="GPUs of a serving pod.")
