@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 69
     INTERNAL = 70
     STOPPED = 75  # with a complete checkpoint: preempted, suspended
+    PEER_LOST = 76  # the cause lies with another pod or process of those that train together
     DENIED = 77
     OUT_OF_MEMORY = 78
     QUALITY = 79  # the model was tuned and measured, and is not as good as was required
@@ -56,6 +57,7 @@ class FailureCode(StrEnum):
     NODE_LOST = "NodeLost"
     PREEMPTED = "Preempted"
     KILLED = "Killed"
+    PEER_LOST = "PeerLost"
     INTERNAL = "Internal"
 
 
@@ -81,6 +83,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.NODE_LOST: "The node went away; the job goes on elsewhere from its last checkpoint.",
     FailureCode.PREEMPTED: "The pod had to leave its node; the job goes on from its last checkpoint.",
     FailureCode.KILLED: "The container was killed from outside; the job goes on from its last checkpoint.",
+    FailureCode.PEER_LOST: "A pod that trains together with this one went away, or the network between them did; all go on together from the last checkpoint.",
     FailureCode.INTERNAL: "This is a fault of Tunewright; please report it with the pod's log.",
 }
 
@@ -100,6 +103,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.QUALITY_TOO_LOW: ExitCode.QUALITY,
     FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_NOT_FOUND: ExitCode.MISSING,
+    FailureCode.PEER_LOST: ExitCode.PEER_LOST,
     FailureCode.INTERNAL: ExitCode.INTERNAL,
 }
 
@@ -109,6 +113,7 @@ FAILURE_CLASSES: Final[dict[FailureCode, FailureClass]] = {
     FailureCode.IMAGE_PULL_FAILED: FailureClass.INFRASTRUCTURE,
     FailureCode.STORAGE_UNAVAILABLE: FailureClass.INFRASTRUCTURE,
     FailureCode.KILLED: FailureClass.INFRASTRUCTURE,
+    FailureCode.PEER_LOST: FailureClass.INFRASTRUCTURE,
     FailureCode.INTERNAL: FailureClass.INFRASTRUCTURE,
     FailureCode.NODE_LOST: FailureClass.FREE,
     FailureCode.PREEMPTED: FailureClass.FREE,

@@ -1,17 +1,20 @@
 """How a tuned model is measured, what it must reach to be published, and what was found."""
 
+import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part, Rules
+from tunewright_crds.fields import Part, Rules, TaskUri
 from tunewright_crds.method import Objective, either
 from tunewright_crds.rules import MAX_RULES, AnswerRule
 
 MAX_METRICS: Final = 32
 MAX_SHOTS: Final = 32
+MAX_TASKS: Final = 8
+MAX_TASK_NAME: Final = 48
 TEST: Final = "test"  # the task of answering the test rows, with no example shown before
 
 
@@ -37,7 +40,28 @@ class MetricName(StrEnum):
     INST_LEVEL_LOOSE = "inst_level_loose_acc"
 
 
-LOWER_IS_BETTER: Final = frozenset({MetricName.LOSS, MetricName.PERPLEXITY})
+# The metrics of lm_eval's tasks, and whether more is better.
+HARNESS_METRICS: Final[dict[str, bool]] = {
+    "acc": True,
+    "acc_norm": True,
+    "acc_bytes": True,
+    "acc_mutual_info": True,
+    "exact_match": True,
+    "f1": True,
+    "mcc": True,
+    "bleu": True,
+    "chrf": True,
+    "ter": False,
+    "likelihood": True,
+    "brier_score": False,
+    "perplexity": False,
+    "word_perplexity": False,
+    "byte_perplexity": False,
+    "bits_per_byte": False,
+}
+LOWER_IS_BETTER: Final = frozenset(
+    {MetricName.LOSS.value, MetricName.PERPLEXITY.value, *(name for name, more in HARNESS_METRICS.items() if not more)}
+)
 
 # What is measured of a model that was tuned for an objective; others are not measured.
 MEASURES: Final[dict[Objective, tuple[MetricName, ...]]] = {
@@ -63,8 +87,14 @@ class Classification(StrEnum):
     NEVER = "never"
 
 
+def lower_is_better(metric: str) -> bool:
+    """``metric`` as it is reported: of a task of lm_eval with the filter behind a comma, where there is one."""
+    return metric.partition(",")[0] in LOWER_IS_BETTER
+
+
 _NO_BOUND: Final = "give min, max or betterThanBase: without any of them nothing is required"
 _NO_ROOM: Final = "min must not be above max"
+_UNKNOWN: Final = f"on the test rows a metric is one of {', '.join(MetricName)}; those of one of evaluation.tasks need its name in task"
 
 
 class Requirement(
@@ -72,11 +102,18 @@ class Requirement(
     json_schema_extra=Rules(
         ("has(self.min) || has(self.max) || self.betterThanBase", _NO_BOUND),
         ("!has(self.min) || !has(self.max) || self.min <= self.max", _NO_ROOM),
+        (f"self.task != '' || self.metric in [{', '.join(repr(name.value) for name in MetricName)}]", _UNKNOWN),
     ),
 ):
     """What the tuned model must reach."""
 
-    metric: MetricName = Field(description="What is measured: shares (0 to 1), but loss, perplexity, and bleu and chrf (0 to 100).")
+    metric: str = Field(
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_.+-]+(,[A-Za-z0-9_.+-]+)?$",
+        description="What is measured on the test rows: shares (0 to 1), but loss, perplexity, and bleu and chrf (0 to 100). Of a task, "
+        "what it measures, by lm_eval's name: acc, or `exact_match,strict-match` for one behind a filter.",
+    )
+    task: str = Field("", max_length=MAX_TASK_NAME, description="Name of one of evaluation.tasks. Default: the job's own test rows.")
     few_shot: int = Field(
         0, alias="fewShot", ge=0, le=MAX_SHOTS, description="With so many examples shown before each prompt; one of evaluation.fewShot."
     )
@@ -92,17 +129,46 @@ class Requirement(
             raise ValueError(_NO_BOUND)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(_NO_ROOM)
+        if not self.task and self.metric not in list(MetricName):
+            raise ValueError(_UNKNOWN)
         return self
 
     @property
-    def task(self) -> str:
-        """The task that it is measured in."""
-        return task_name(self.few_shot)
+    def place(self) -> str:
+        """Where it is measured, as `Measured.task` tells it."""
+        return task_name(self.task or TEST, self.few_shot)
+
+
+_RESERVED: Final = "a task of lm_eval is not called test, nor does its name end in -<number>-shot"
+
+
+class EvaluationTask(Part, json_schema_extra=Rules(("!self.name.matches('(^test|-[0-9]+-shot)$')", _RESERVED))):
+    """A task of lm_eval: a folder with its YAML file, and its data beside that. Nothing is fetched from the hub, and no code of it is run."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=MAX_TASK_NAME,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$",
+        description="The name that the task's YAML file gives it (`task: ...`).",
+    )
+    uri: TaskUri = Field(description="Folder of the task, s3://bucket/path/, read with dataset.credentialsSecret.")
+    chat: bool = Field(
+        True,
+        description="Ask in the turns of the model's chat template, as the test rows do; otherwise as bare text, as lm_eval does by itself.",
+    )
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "EvaluationTask":
+        if re.search(r"(^test|-[0-9]+-shot)$", self.name):
+            raise ValueError(_RESERVED)
+        return self
 
 
 _DISABLED: Final = "require is for an evaluation that is enabled"
 _NO_BASE: Final = "betterThanBase needs compareWithBase: true"
 _NO_SUCH_TASK: Final = "require takes a fewShot that is not measured: add it to evaluation.fewShot"
+_UNKNOWN_TASK: Final = "require names a task that is none of evaluation.tasks"
+_TWICE: Final = "two of evaluation.tasks have one name"
 
 
 def _without(field: str) -> str:
@@ -120,8 +186,13 @@ class Evaluation(
         ("!has(self.require) || self.require.size() == 0 || self.enabled", _DISABLED),
         ("!has(self.require) || self.compareWithBase || self.require.all(r, !r.betterThanBase)", _NO_BASE),
         ("!has(self.require) || self.require.all(r, r.fewShot in self.fewShot)", _NO_SUCH_TASK),
+        ("!has(self.require) || self.require.all(r, r.task == '' || self.tasks.exists(t, t.name == r.task))", _UNKNOWN_TASK),
+        ("!has(self.tasks) || self.tasks.all(t, self.tasks.exists_one(other, other.name == t.name))", _TWICE),
         *(
-            (f"!has(self.require) || size(self.{field}) > 0 || self.require.all(r, !(r.metric in {_cel(names)}))", _without(field))
+            (
+                f"!has(self.require) || size(self.{field}) > 0 || self.require.all(r, r.task != '' || !(r.metric in {_cel(names)}))",
+                _without(field),
+            )
             for field, names in MEASURED_WITH.items()
         ),
     ),
@@ -133,6 +204,8 @@ class Evaluation(
     model's own, greedy ones; accuracy and macro averages where answers are labels; preference_accuracy where rows are preferences. How often answers follow `rules` is
     counted in the manner of IFEval (Zhou et al. 2023, arXiv:2311.07911): prompt_level_*_acc, of the answers, those that follow all rules;
     inst_level_*_acc, of the rules over all answers, those that are followed; strict as the answer is, loose also without its first or last line, or without asterisks.
+
+    `tasks` are those of lm_eval (EleutherAI's harness), measured as it does. They need no rows to test with.
 
     A model that misses what `require` says is neither published as a TunedModel nor deployed; the job fails with code QualityTooLow, and the
     artefact stays in storage.
@@ -160,6 +233,11 @@ class Evaluation(
         max_length=MAX_RULES,
         description="What answers shall be like: rules in the vocabulary of method.rewards. An empty answer follows none of them.",
     )
+    tasks: list[EvaluationTask] = Field(
+        default_factory=list,
+        max_length=MAX_TASKS,
+        description="Tasks of lm_eval that the models are put to beside the test rows, with as many examples shown as fewShot says.",
+    )
     require: list[Requirement] = Field(
         default_factory=list, max_length=16, description="What the tuned model must reach; otherwise it is not published as a TunedModel."
     )
@@ -172,26 +250,36 @@ class Evaluation(
             raise ValueError(_NO_BASE)
         if any(wanted.few_shot not in self.few_shot for wanted in self.require):
             raise ValueError(_NO_SUCH_TASK)
+        names_of_tasks = [task.name for task in self.tasks]
+        if len(set(names_of_tasks)) < len(names_of_tasks):
+            raise ValueError(_TWICE)
+        if any(wanted.task not in ("", *names_of_tasks) for wanted in self.require):
+            raise ValueError(_UNKNOWN_TASK)
         for field, names in MEASURED_WITH.items():
-            if not getattr(self, field) and any(wanted.metric in names for wanted in self.require):
+            if not getattr(self, field) and any(wanted.metric in names and not wanted.task for wanted in self.require):
                 raise ValueError(_without(field))
         return self
 
     @property
-    def tasks(self) -> dict[str, int]:
-        """The tasks by name, with the number of examples that are shown."""
-        return {task_name(shots): shots for shots in self.few_shot}
+    def rounds(self) -> dict[str, int]:
+        """The tasks of answering the test rows by name, with the number of examples that are shown."""
+        return {task_name(TEST, shots): shots for shots in self.few_shot}
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether something is required that is measured on the test rows."""
+        return any(not wanted.task for wanted in self.require)
 
 
-def task_name(shots: int) -> str:
-    """The task of answering the test rows with so many examples shown before."""
-    return f"{TEST}-{shots}-shot" if shots else TEST
+def task_name(task: str, shots: int) -> str:
+    """The task with so many examples shown before."""
+    return f"{task}-{shots}-shot" if shots else task
 
 
 class Measured(Part):
     """One number, of the tuned model and of its base."""
 
-    task: str = Field(max_length=63, description="Where it was measured: test, or test-4-shot.")
+    task: str = Field(max_length=63, description="Where it was measured: test, or test-4-shot, or a task of lm_eval.")
     metric: str = Field(max_length=64, description="What was measured.")
     base: float | None = Field(None, description="Of the base model.")
     tuned: float = Field(description="Of the tuned model.")
@@ -205,6 +293,7 @@ class EvaluationStatus(Part):
     report_uri: str = Field("", alias="reportUri", max_length=2048, description="The evaluation report, with intervals and answers.")
 
 
+NO_ANSWERS: Final = "evaluation.rules and tasks are for models that answer: leave them out with objective reward"
 NO_TEST_ROWS: Final = "require needs rows to test with: set dataset.testFraction, or a source with split: test"
 
 
@@ -223,14 +312,14 @@ def left_out(wanted: Evaluation, objective: Objective, *, test_examples: int) ->
         return "evaluation.enabled is false"
     if objective not in MEASURES:
         return f"the model of objective {objective} is not measured"
-    if not test_examples:
+    if not test_examples and not wanted.tasks:
         return "there are no rows to test with: set dataset.testFraction, or a source with split: test"
     return ""
 
 
 def without_test_rows(wanted: Evaluation, *, test_examples: int) -> str:
     """Why nothing that is required can be measured with the data as it was prepared, in words; empty where it can."""
-    if not wanted.require or test_examples:
+    if not wanted.needs_rows or test_examples:
         return ""
     return "require needs rows to test with, and the prepared data has none: raise dataset.testFraction, or give a source with split: test"
 
@@ -238,17 +327,21 @@ def without_test_rows(wanted: Evaluation, *, test_examples: int) -> str:
 def unfit(wanted: Evaluation, objective: Objective) -> str:
     """Why what is required can never be met with this objective, in words; empty where it can."""
     measured = MEASURES.get(objective, ())
-    return unmeasured(objective) if any(required.metric not in measured for required in wanted.require) else ""
+    if objective is Objective.REWARD and (wanted.rules or wanted.tasks):
+        return NO_ANSWERS
+    if objective not in MEASURES and wanted.tasks:
+        return unmeasured(objective)
+    return unmeasured(objective) if any(not required.task and required.metric not in measured for required in wanted.require) else ""
 
 
 def missed(required: Sequence[Requirement], found: Iterable[Measured]) -> list[str]:
     """Each requirement that is not met, in words that name metric, wanted and found."""
     by_name = {(measured.task, measured.metric): measured for measured in found}
-    return [text for wanted in required if (text := _missed(wanted, by_name.get((wanted.task, wanted.metric.value))))]
+    return [text for wanted in required if (text := _missed(wanted, by_name.get((wanted.place, wanted.metric))))]
 
 
 def _missed(wanted: Requirement, found: Measured | None) -> str:
-    name = wanted.metric.value if wanted.task == TEST else f"{wanted.metric.value} of {wanted.task}"
+    name = wanted.metric if wanted.place == TEST else f"{wanted.metric} of {wanted.place}"
     if found is None:
         return f"{name} is required and was not measured"
     if wanted.min is not None and not found.tuned >= wanted.min:
@@ -261,5 +354,5 @@ def _missed(wanted: Requirement, found: Measured | None) -> str:
     return ""
 
 
-def _better(metric: MetricName, tuned: float, base: float) -> bool:
-    return tuned < base if metric in LOWER_IS_BETTER else tuned > base
+def _better(metric: str, tuned: float, base: float) -> bool:
+    return tuned < base if lower_is_better(metric) else tuned > base

@@ -110,6 +110,17 @@ def _of_judge(uri: str, info: ValidationInfo) -> str:
     return _of_model(uri, info) if uri else uri
 
 
+def _of_task(uri: str, info: ValidationInfo) -> str:
+    if uri.startswith(("pvc://", "hf://")):
+        raise ValueError("the folder of a task is s3://bucket/path/")
+    return _remote_unless_local(uri, info)
+
+
+TaskUri = Annotated[
+    str,
+    AfterValidator(_of_task),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_URI, "pattern": f"^{S3}$"}),
+]
 RewardModelUri = Annotated[
     str,
     AfterValidator(_of_judge),

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
-from tunewright_crds.evaluation import MEASURES, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
+from tunewright_crds.evaluation import MEASURES, NO_ANSWERS, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MODEL_PINNED,
@@ -168,10 +168,13 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_NOT_TOGETHER: Final = f"objective {either([one.value for one in ALONE])} trains in one process yet: set resources.gpus to at most 1"
+_NOT_TOGETHER: Final = f"objective {either([one.value for one in ALONE])} trains in one process yet: leave resources.nodes at 1, and resources.gpusPerNode at 0 or 1"
 _ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
-SEQ2SEQ_ALONE: Final = "an encoder-decoder (seq2seq) trains in one process yet: leave resources.gpus at 0 or 1"
+SEQ2SEQ_ALONE: Final = (
+    "an encoder-decoder (seq2seq) trains in one process yet: leave resources.nodes at 1, and resources.gpusPerNode at 0 or 1"
+)
+_ONE_PROCESS: Final = "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1)"
 _SEQ2SEQ_SHOTS: Final = "an encoder-decoder (seq2seq) is measured without examples: leave evaluation.fewShot at [0]"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
@@ -235,16 +238,18 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
 
 def _rules_of_requirements() -> Iterator[tuple[str, str]]:
     """What the API server is told of `evaluation.require` beside objective and data; `JobSpec` says the same in Python."""
-    none = "self.evaluation.require.size() == 0"
+    of_rows = "self.evaluation.require.all(r, r.task != '')"
     yield (
-        f"{none} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
+        f"{of_rows} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
         NO_TEST_ROWS,
     )
     for objective in Objective:
         measured = MEASURES.get(objective, ())
         if len(measured) < len(MetricName):
-            can = f"self.evaluation.require.all(r, r.metric in {_cel(measured)})" if measured else none
-            yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
+            none = f"{of_rows} && self.evaluation.tasks.size() == 0"
+            can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})" if measured else none
+            yield f"self.method.objective != '{objective}' || ({can})", unmeasured(objective)
+    yield "self.method.objective != 'reward' || (self.evaluation.rules.size() == 0 && self.evaluation.tasks.size() == 0)", NO_ANSWERS
 
 
 def _rules_of_tuners() -> Iterator[tuple[str, str]]:
@@ -282,13 +287,13 @@ class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
-        (f"self.resources.gpus <= 1 || !(self.method.objective in {_cel(ALONE)})", _NOT_TOGETHER),
+        (f"{_ONE_PROCESS} || !(self.method.objective in {_cel(ALONE)})", _NOT_TOGETHER),
         *_rules_of_requirements(),
         *_rules_of_tuners(),
         *rules_of_destinations(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
         ("self.model.architecture != 'seq2seq' || self.evaluation.fewShot.all(shots, shots == 0)", _SEQ2SEQ_SHOTS),
-        ("self.model.architecture != 'seq2seq' || self.resources.gpus <= 1", SEQ2SEQ_ALONE),
+        (f"self.model.architecture != 'seq2seq' || {_ONE_PROCESS}", SEQ2SEQ_ALONE),
     ),
 ):
     """What is wanted."""
@@ -385,15 +390,15 @@ class JobSpec(
 
     @model_validator(mode="after")
     def _trains_together(self) -> "JobSpec":
-        if self.resources.gpus > 1 and self.method.objective in ALONE:
+        if self.resources.processes > 1 and self.method.objective in ALONE:
             raise ValueError(_NOT_TOGETHER)
-        if self.resources.gpus > 1 and self.model.architecture is Architecture.SEQ2SEQ:
+        if self.resources.processes > 1 and self.model.architecture is Architecture.SEQ2SEQ:
             raise ValueError(SEQ2SEQ_ALONE)
         return self
 
     @model_validator(mode="after")
     def _requirements_can_be_met(self) -> "JobSpec":
-        if self.evaluation.require and not (self.dataset.ref or self.dataset.has_test):
+        if self.evaluation.needs_rows and not (self.dataset.ref or self.dataset.has_test):
             raise ValueError(NO_TEST_ROWS)
         if why := unfit(self.evaluation, self.method.objective):
             raise ValueError(why)
@@ -413,8 +418,8 @@ def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
     for pair in APART:
         if pair.field == ARCHITECTURE and Architecture.SEQ2SEQ in pair.values and not {*pair.others}.isdisjoint(_found(spec, pair.other)):
             return f"spec.{pair.other}", pair.because
-    if spec.resources.gpus > 1:
-        return "spec.resources.gpus", SEQ2SEQ_ALONE
+    if spec.resources.processes > 1:
+        return f"spec.resources.{spec.resources.multiplied_by}", SEQ2SEQ_ALONE
     return ("spec.evaluation.fewShot", _SEQ2SEQ_SHOTS) if any(spec.evaluation.few_shot) else None
 
 

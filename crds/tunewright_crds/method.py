@@ -250,8 +250,8 @@ APART: Final[tuple[Apart, ...]] = (
         "resources.sharding",
         ("full",),
         "method.tuner",
-        every(Tuner, but=(Tuner.FULL, Tuner.LORA)),
-        "resources.sharding: full is for tuners full and lora",
+        every(Tuner, but=(Tuner.FULL, Tuner.LORA, Tuner.QLORA)),
+        "resources.sharding: full is for tuners full, lora and qlora",
     ),
     Apart(
         "method.tuner",
@@ -356,8 +356,8 @@ class Method(Part):
     """How the model is tuned.
 
     The tuner decides which weights change. lora, the default, trains a small adapter beside the frozen base; the base is shared by
-    all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise; it
-    needs a GPU. full trains every weight, needs about eight times the memory, and publishes a whole model. bitfit trains the biases of a
+    all adapters where they are served. qlora does the same over a base held in 4 bits, for models that would not fit otherwise.
+    full trains every weight, needs about eight times the memory, and publishes a whole model. bitfit trains the biases of a
     model that has some (GPT-2, Qwen2). dora splits weights into size and direction. prefix, prompt and p-tuning train what is read before
     each text. ia3 and ln-tuning train least. The others are the methods of PEFT, by its names. hint trains a hypernetwork beside a frozen T5
     or mT5: it reads an instruction once and writes prefixes and adapters for the model, which then reads inputs without the instruction; for
@@ -383,7 +383,7 @@ class Method(Part):
     )
     tuner: Tuner = Field(
         Tuner.LORA,
-        description="Which weights change: full (all), bitfit (biases), lora (an adapter), qlora (an adapter over a base in 4 bits; needs a GPU), hint (a hypernetwork beside a frozen T5, which reads each instruction once), or another adapter of PEFT.",
+        description="Which weights change: full (all), bitfit (biases), lora (an adapter), qlora (an adapter over a base in 4 bits), hint (a hypernetwork beside a frozen T5, which reads each instruction once), or another adapter of PEFT.",
     )
     lora: Lora = Field(default_factory=Lora, description="Options of lora, qlora and dora.")
     options: dict[str, Any] = Field(

@@ -51,6 +51,15 @@ TERMINATION_MESSAGE: Final = "/dev/termination-log"
 
 ENGINE_PORT: Final = 8000
 
+# How the processes of one training attempt find one another: torch's own names, as its static rendezvous and its launchers use them.
+MASTER_ADDR: Final = "MASTER_ADDR"
+MASTER_PORT: Final = "MASTER_PORT"
+NODES: Final = "NNODES"
+NODE_RANK: Final = "NODE_RANK"
+PROCESSES_PER_NODE: Final = "NPROC_PER_NODE"
+RENDEZVOUS_PORT: Final = 29500
+COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"  # annotation of a pod of an Indexed Job
+
 MAX_LABEL: Final = 63  # bytes of a label's value, and of a DNS label (RFC 1035)
 
 
@@ -191,6 +200,11 @@ def discard_name(dataset: str, uid: str) -> str:
 def attempt_name(job: str, number: int) -> str:
     """The batch Job of training attempt ``number`` (from 1) of ``job``."""
     return child_name(job, f"train-{number}", limit=MAX_LABEL - _POD_SUFFIX)
+
+
+def peers_name(uid: str) -> str:
+    """The Service under which the pods of a job find one another. Not made of the job's name: a Service's may not begin with a digit."""
+    return f"peers-{hashlib.sha256(uid.encode()).hexdigest()[:12]}"
 
 
 def evaluate_name(job: str) -> str:

@@ -48,8 +48,18 @@ class Sharding(StrEnum):
 class Resources(PodResources):
     """What a training pod asks for. Data preparation asks for the same processors and memory, and never for a GPU."""
 
-    gpus: int = Field(
-        0, ge=0, le=16, description="GPUs of the training pod, each with a process of its own: 0 trains on processors, in one process."
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Pods that train together, each with the processors, memory and GPUs asked for here. They start, stop and are tried again as one.",
+    )
+    gpus_per_node: int = Field(
+        0,
+        alias="gpusPerNode",
+        ge=0,
+        le=16,
+        description="GPUs of each training pod, each with a process of its own: 0 trains on processors, in one process a pod.",
     )
     sharding: Sharding = Field(
         Sharding.AUTO,
@@ -69,6 +79,21 @@ class Resources(PodResources):
         description="Train even where the memory plan says that it will not fit. The plan is still told in status.memory.",
     )
     priority_class_name: str = Field("", alias="priorityClassName", max_length=253, description="PriorityClass of the training pod.")
+
+    @property
+    def processes_per_node(self) -> int:
+        """Training processes of each pod."""
+        return max(1, self.gpus_per_node)
+
+    @property
+    def processes(self) -> int:
+        """Training processes of all pods."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def multiplied_by(self) -> str:
+        """The field that asks for several processes, as its user wrote it."""
+        return "nodes" if self.nodes > 1 else "gpusPerNode"
 
 
 class ServingResources(Part):

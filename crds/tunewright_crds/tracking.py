@@ -43,7 +43,9 @@ class Wandb(Part):
         "", alias="baseUrl", max_length=1024, pattern=_HTTP, description="Address of a server of your own. Default: https://api.wandb.ai."
     )
     credentials_secret: SecretName = Field(
-        "", alias="credentialsSecret", description="Secret of this namespace with WANDB_API_KEY. Default: none, which only a server of your own may take."
+        "",
+        alias="credentialsSecret",
+        description="Secret of this namespace with WANDB_API_KEY. Default: none, which only a server of your own may take.",
     )
 
     @model_validator(mode="after")
@@ -71,7 +73,9 @@ class Hub(Part):
     )
     private: bool = Field(True, description="Whether a repository that is made is private; one that is there stays as it is.")
     credentials_secret: SecretName = Field(
-        "", alias="credentialsSecret", description="Secret of this namespace with HF_TOKEN, which may write, and, for a mirror, HF_ENDPOINT."
+        "",
+        alias="credentialsSecret",
+        description="Secret of this namespace with HF_TOKEN, which may write, and, for a mirror, HF_ENDPOINT.",
     )
 
     @model_validator(mode="after")

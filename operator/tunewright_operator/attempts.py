@@ -1,5 +1,6 @@
 """Training attempts: started one at a time, heard when they end, and tried again as the budget of their failure allows."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,7 +11,7 @@ from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.status import MAX_ATTEMPTS_TOLD, AttemptStatus
 from tunewright_operator import builders
 from tunewright_operator.budgets import OBSTACLE_SECONDS, spend, waits_for_its_turn
-from tunewright_operator.failures import Ending, ending, heard, hindrance, stuck
+from tunewright_operator.failures import Ending, cause, ending, heard, hindrance, stuck
 from tunewright_operator.observed import Batch, Pod
 from tunewright_operator.work import Work
 
@@ -38,20 +39,20 @@ def _hear_the_last(work: Work) -> bool:
         if not work.seen.confirmed:
             work.doubt()
             return True
-        _conclude(work, attempt, ending(None), pod=None, ended=work.now)
+        _conclude(work, attempt, ending(None), ended=work.now)
         return work.status.phase.terminal
-    pod = work.seen.pod_of(batch)
+    gang = work.seen.gang_of(batch)
     if not batch.finished:
-        _watch(work, attempt, batch, pod)
+        _watch(work, attempt, batch, gang)
         return work.status.phase.terminal
-    if pod is None or not pod.finished:
+    if len(gang) < work.wanted.resources.nodes or not all(pod.finished for pod in gang):
         if not work.seen.confirmed:
             work.doubt()
             return True
-        if pod is not None:
+        if not all(pod.finished for pod in gang):
             work.wake_in(_LOOK_AGAIN_SECONDS)
             return True
-    _hear_the_end(work, attempt, pod)
+    _hear_the_end(work, attempt, gang)
     return work.status.phase.terminal
 
 
@@ -81,23 +82,25 @@ def _stop_the_ended(work: Work) -> None:
             work.stop(batch)
 
 
-def _watch(work: Work, attempt: AttemptStatus, batch: Batch, pod: Pod | None) -> None:
+def _watch(work: Work, attempt: AttemptStatus, batch: Batch, gang: Sequence[Pod]) -> None:
     """Keeps the status of a running attempt, and gives up one that will never start or no longer moves."""
     if batch.id.deleting:
         return
-    hopeless = pod and stuck(pod, now=work.now, patience=work.settings.pending_seconds)
+    hopeless = next((found for pod in gang if (found := stuck(pod, now=work.now, patience=work.settings.pending_seconds))), None)
     verdict = hopeless or _stalled(work, attempt)
     if verdict:
         work.stop(batch)
-        _conclude(work, attempt, verdict, pod=pod, ended=work.now)
+        _conclude(work, attempt, verdict, gang=gang, ended=work.now)
         return
     work.status.phase = Phase.TRAINING
-    if pod and pod.phase == "Running" and not pod.waiting:
-        attempt.node = pod.node
+    late = [pod for pod in gang if pod.phase != "Running" or pod.waiting]
+    if not late and len(gang) >= work.wanted.resources.nodes:
+        attempt.node = gang[0].node
         work.mark(Condition.TRAINING, "True", Reason.RUNNING, f"attempt {attempt.number} runs")
         return
-    if pod and pod.finished:
+    if any(pod.finished for pod in late):
         return  # its Job will tell in a moment
+    pod = next(iter(late), None)
     reason, message = hindrance(pod)
     if reason != Reason.STARTING or work.reason_of(Condition.TRAINING) != Reason.STARTING:  # a start's steps are not worth a write each
         work.mark(Condition.TRAINING, "False", reason, f"attempt {attempt.number}: {message}")
@@ -117,20 +120,21 @@ def _stalled(work: Work, attempt: AttemptStatus) -> Ending | None:
     return Ending.failing(FailureCode.STALLED, f"no progress since step {progress.step}, for more than {limit:.0f} s")
 
 
-def _hear_the_end(work: Work, attempt: AttemptStatus, pod: Pod | None) -> None:
-    outcome = heard(pod)
-    ended = (pod and pod.ended) or work.now
-    if outcome and outcome.artifact and outcome.error is None and pod and pod.exit_code in (0, None):
-        _fill(work, attempt, pod, outcome, ended)
-        attempt.reason = Reason.SUCCEEDED
-        work.take_the_artifact(outcome.artifact, step=attempt.reached_step or 0)
-        return
-    _conclude(work, attempt, ending(pod), pod=pod, ended=ended)
+def _hear_the_end(work: Work, attempt: AttemptStatus, gang: Sequence[Pod]) -> None:
+    for pod in gang:
+        outcome = heard(pod)
+        if outcome and outcome.artifact and outcome.error is None and pod.exit_code in (0, None):
+            _fill(work, attempt, pod, outcome, pod.ended or work.now)
+            attempt.reason = Reason.SUCCEEDED
+            work.take_the_artifact(outcome.artifact, step=attempt.reached_step or 0)
+            return
+    verdict, culprit = cause(gang, nodes=work.wanted.resources.nodes)
+    _conclude(work, attempt, verdict, gang=gang, ended=(culprit and culprit.ended) or work.now)
 
 
-def _conclude(work: Work, attempt: AttemptStatus, verdict: Ending, *, pod: Pod | None, ended: datetime) -> None:
+def _conclude(work: Work, attempt: AttemptStatus, verdict: Ending, *, gang: Sequence[Pod] = (), ended: datetime) -> None:
     """Writes the end of an attempt that published nothing, and what follows from it."""
-    _fill(work, attempt, pod, heard(pod), ended)
+    _fill(work, attempt, cause(gang, nodes=work.wanted.resources.nodes)[1], _said_most(gang), ended)
     asked = _asked_to_stop(work)
     if asked and verdict.cls is not FailureClass.USER:
         attempt.reason = asked
@@ -152,6 +156,12 @@ def _asked_to_stop(work: Work) -> str:
     if past_deadline(work):
         return FailureCode.DEADLINE_EXCEEDED
     return Reason.SUSPENDED if work.wanted.suspend else ""
+
+
+def _said_most(gang: Sequence[Pod]) -> Outcome | None:
+    """The last words that tell most of the training: of the pod that had a checkpoint, and got furthest."""
+    said = [outcome for pod in gang if (outcome := heard(pod))]
+    return max(said, key=lambda outcome: (outcome.last_checkpoint is not None, outcome.reached_step or 0), default=None)
 
 
 def _fill(work: Work, attempt: AttemptStatus, pod: Pod | None, outcome: Outcome | None, ended: datetime) -> None:
@@ -222,13 +232,16 @@ def train(work: Work) -> bool:
         dataset=dataset.digest if dataset else "",
         halvings=work.status.restarts.out_of_memory,
     )
-    obstacle = work.seen.obstacles.get(manifest["metadata"]["name"]) or work.seen.obstacles.get(names.config_name(job.name, job.uid))
+    others = (names.config_name(job.name, job.uid), names.peers_name(job.uid))
+    obstacle = next((found for name in (manifest["metadata"]["name"], *others) if (found := work.seen.obstacles.get(name))), "")
     if obstacle:
         work.mark(Condition.TRAINING, "False", Reason.STARTING, obstacle)
         work.wake_in(OBSTACLE_SECONDS)
         return True
     if number > 1 or work.wanted.dataset.ref:
         see_to_the_config(work, config)
+    if config.spec.resources.nodes > 1:
+        work.plan.create += builders.peers(job)
     work.plan.create.append(manifest)
     _record(work, number, work.now)
     if number > 1:  # the first starts with the event that the data is prepared

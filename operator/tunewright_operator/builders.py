@@ -15,6 +15,7 @@ from tunewright_crds.fields import amount, claim_of
 from tunewright_crds.job import JobSpec
 from tunewright_crds.names import Role
 from tunewright_crds.pod import JobIdentity, PodConfig, Published
+from tunewright_crds.resources import Resources
 from tunewright_crds.tuned_model import Artifact, Base, Form, Kind, ModelSource, Serving, TunedModelSpec
 from tunewright_operator.observed import Identity, Prepared
 from tunewright_operator.settings import Settings
@@ -136,10 +137,15 @@ def discard_job(config: PodConfig, owner: Identity, settings: Settings, *, diges
 
 
 def training_job(config: PodConfig, job: Identity, settings: Settings, *, attempt: int, dataset: str, halvings: int) -> Manifest:
-    """The batch Job of one training attempt. ``halvings``: how often the micro-batch is halved for it."""
+    """The batch Job of one training attempt. ``halvings``: how often the micro-batch is halved for it.
+
+    Of several nodes each is a pod of an Indexed Job. With ``backoffLimit: 0`` the first pod that fails ends them all, and none is made anew: the next
+    attempt starts all of them from the same checkpoint.
+    """
     arguments = ["train", "--config", names.CONFIG_FILE, "--attempt", str(attempt), "--dataset", dataset]
-    return _batch_job(
-        names.attempt_name(job.name, attempt),
+    name = names.attempt_name(job.name, attempt)
+    manifest = _batch_job(
+        name,
         config,
         job,
         settings,
@@ -147,6 +153,49 @@ def training_job(config: PodConfig, job: Identity, settings: Settings, *, attemp
         labels={names.LABEL_ATTEMPT: str(attempt)},
         arguments=arguments + (["--halvings", str(halvings)] if halvings else []),
     )
+    pod, wanted = manifest["spec"]["template"]["spec"], config.spec.resources
+    if wanted.nodes > 1:
+        manifest["spec"] |= {"completionMode": "Indexed", "completions": wanted.nodes, "parallelism": wanted.nodes}
+        pod["subdomain"] = names.peers_name(job.uid)
+        pod["containers"][0]["env"] += _rendezvous(name, job, wanted)
+    return manifest
+
+
+def _rendezvous(name: str, job: Identity, wanted: Resources) -> list[Manifest]:
+    """Where the processes of an attempt meet: at the pod with index 0, whose hostname is the Job's name with the index."""
+    index = {"fieldRef": {"fieldPath": f"metadata.annotations['{names.COMPLETION_INDEX}']"}}
+    return [
+        {"name": names.MASTER_ADDR, "value": f"{name}-0.{names.peers_name(job.uid)}"},
+        {"name": names.MASTER_PORT, "value": str(names.RENDEZVOUS_PORT)},
+        {"name": names.NODES, "value": str(wanted.nodes)},
+        {"name": names.NODE_RANK, "valueFrom": index},
+        {"name": names.PROCESSES_PER_NODE, "value": str(wanted.processes_per_node)},
+    ]
+
+
+def peers(job: Identity) -> list[Manifest]:
+    """What lets the pods of one job find and reach one another: a headless Service for their names, and a NetworkPolicy by which nobody else reaches them.
+
+    Nobody proves who he is to torch's rendezvous, so that it is open to the job's own pods only.
+    """
+    own = dict([(names.LABEL_ROLE, Role.TRAIN.value), uid_label(job)])
+    meta = {
+        "name": names.peers_name(job.uid),
+        "namespace": job.namespace,
+        "labels": child_labels(job, **{names.LABEL_ROLE: Role.TRAIN.value}),
+        "ownerReferences": [owner_reference(job)],
+    }
+    # Names have to resolve while the others are still starting.
+    service = {"clusterIP": "None", "selector": own, "publishNotReadyAddresses": True}
+    policy = {
+        "podSelector": {"matchLabels": own},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": own}}]}],
+    }
+    return [
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": service},
+        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta, "spec": policy},
+    ]
 
 
 def evaluating_job(config: PodConfig, job: Identity, settings: Settings, *, dataset: str, model: str) -> Manifest:
@@ -174,7 +223,7 @@ def _batch_job(
 
 def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, arguments: list[str]) -> Manifest:
     wanted = config.spec.resources
-    gpus = wanted.gpus if role in _COMPUTING else 0
+    gpus = {Role.TRAIN: wanted.gpus_per_node, Role.EVALUATE: min(1, wanted.gpus_per_node)}.get(role, 0)  # one process evaluates
     secrets = {names.STORAGE_CREDENTIALS: settings.storage_secret}
     if config.spec.model.credentials_secret:
         secrets[names.MODEL_CREDENTIALS] = config.spec.model.credentials_secret
@@ -218,7 +267,10 @@ def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, 
             serviceAccountName=wanted.service_account_name,
             runtimeClassName=settings.runtime_class(gpus),
         ),
-        "containers": [container | {"volumeMounts": mounts, "env": _environment(wanted.cpu)}],
+        "containers": [
+            container
+            | {"volumeMounts": mounts, "env": _environment(wanted.cpu, processes=wanted.processes_per_node if role is Role.TRAIN else 1)}
+        ],
         "volumes": volumes,
     }
 
@@ -262,10 +314,10 @@ def _claims(claims: Iterable[str]) -> tuple[list[Manifest], list[Manifest]]:
     return volumes, mounts
 
 
-def _environment(cpu: str) -> list[Manifest]:
-    """Libraries that count the node's processors instead of the container's start far too many threads; HOME is the only writable place."""
+def _environment(cpu: str, *, processes: int = 1) -> list[Manifest]:
+    """Processes share the processors. Libraries that count the node's processors instead of the container's start far too many threads; HOME is the only writable place."""
     return [
-        {"name": "OMP_NUM_THREADS", "value": str(max(1, math.ceil(amount(cpu))))},
+        {"name": "OMP_NUM_THREADS", "value": str(max(1, math.ceil(amount(cpu)) // processes))},
         {"name": "HOME", "value": names.SCRATCH},
         {"name": "TMPDIR", "value": names.SCRATCH},
     ]

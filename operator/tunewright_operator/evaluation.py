@@ -27,7 +27,7 @@ def _take(work: Work, outcome: Outcome) -> bool:
         work.status.evaluation = outcome.evaluation
     if outcome.evaluation is None or outcome.error is not None:
         return False
-    told = f"measured on {outcome.evaluation.examples} examples"
+    told = f"measured on {outcome.evaluation.examples} examples" if outcome.evaluation.examples else "measured by evaluation.tasks"
     work.mark(Condition.EVALUATED, "True", Reason.EVALUATED, told)
     work.tell(Reason.EVALUATED, told, unique="evaluated")
     return True

@@ -81,6 +81,26 @@ def gravest(pods: Iterable[Pod]) -> Ending:
     return min((ending(pod) for pod in pods), key=lambda found: _GRAVITY.index(found.cls), default=ending(None))
 
 
+def cause(gang: Sequence[Pod], *, nodes: int = 1) -> tuple[Ending, Pod | None]:
+    """Why an attempt of ``nodes`` pods ended that did not end well, and the pod that it began with; None for one that nobody knows any more.
+
+    When one pod goes, its peers break for want of it: a pod that had to leave counts more than errors that may just as well come of that, and one
+    that says that it lost a peer counts last.
+    """
+    broke: list[Pod | None] = [pod for pod in gang if pod.exit_code != 0] or [*gang]
+    if len(gang) < nodes:
+        broke.append(None)
+    found = [(ending(pod), pod) for pod in broke]
+    return min(found, key=lambda one: _gravity_in_a_gang(one[0]), default=(ending(None), None))
+
+
+def _gravity_in_a_gang(found: Ending) -> float:
+    if found.code is FailureCode.PEER_LOST:
+        return len(_GRAVITY)
+    forced = found.reason in (Reason.PREEMPTED, Reason.NODE_LOST)
+    return _GRAVITY.index(FailureClass.INFRASTRUCTURE) - 0.5 if forced else _GRAVITY.index(found.cls)
+
+
 def _out_of_memory(pod: Pod) -> Ending | None:
     if pod.ended_by != "OOMKilled":
         return None
@@ -121,6 +141,8 @@ def _stopped(pod: Pod) -> Ending | None:
 def _told_by_exit_code(pod: Pod) -> Ending | None:
     if pod.exit_code == ExitCode.OUT_OF_MEMORY:
         return Ending.failing(FailureCode.OUT_OF_MEMORY, "the trainer ran out of memory")
+    if pod.exit_code == ExitCode.PEER_LOST:
+        return Ending.failing(FailureCode.PEER_LOST, "a pod that trains together with this one went away")
     if pod.exit_code in (_SIGKILL, _SIGTERM):
         if pod.gone or pod.id.deleting:
             return Ending.free(Reason.STOPPED, "the pod was deleted")

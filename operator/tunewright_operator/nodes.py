@@ -48,7 +48,7 @@ class Node:
 
 def gpu_memory(nodes: Iterable[Node], wanted: Resources) -> int:
     """Bytes of the largest GPU that the scheduler may choose for a pod; 0 where no node fits, or one that fits does not say."""
-    fitting = [_memory(node, wanted.gpu_resource) for node in nodes if _fits(node, wanted)] if wanted.gpus else []
+    fitting = [_memory(node, wanted.gpu_resource) for node in nodes if _fits(node, wanted)] if wanted.gpus_per_node else []
     return max(fitting) if fitting and all(fitting) else 0
 
 
@@ -58,7 +58,7 @@ def _memory(node: Node, resource: str) -> int:
 
 
 def _fits(node: Node, wanted: Resources) -> bool:
-    if node.devices.get(wanted.gpu_resource, 0) < wanted.gpus:
+    if node.devices.get(wanted.gpu_resource, 0) < wanted.gpus_per_node:
         return False
     if any(node.labels.get(name) != value for name, value in wanted.node_selector.items()):
         return False

@@ -205,6 +205,7 @@ class Pod:
     ended_by: str  # reason of the container's end: Completed, Error, OOMKilled, …
     last_words: str  # the termination message
     ended: datetime | None
+    index: int = 0  # in an Indexed Job
     gone: bool = False  # a memory of a pod that was deleted
 
     @classmethod
@@ -218,6 +219,7 @@ class Pod:
         containers: Sequence[Manifest] = status.get("containerStatuses") or ({},)
         state = containers[0].get("state") or {}
         waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+        number = str((body["metadata"].get("annotations") or {}).get(names.COMPLETION_INDEX, ""))
         return cls(
             id=Identity.of(body),
             owner=owner_uid(body),
@@ -237,6 +239,7 @@ class Pod:
             ended_by=ended.get("reason", ""),
             last_words=ended.get("message", ""),
             ended=moment(ended.get("finishedAt")),
+            index=int(number) if number.isdecimal() and len(number) < 10 else 0,
         )
 
     @property
@@ -302,6 +305,10 @@ class Family:
     def pods_of(self, batch: Batch) -> list[Pod]:
         """The pods of a batch Job, oldest first."""
         return sorted((pod for pod in self.pods if pod.owner == batch.id.uid), key=lambda pod: pod.id.created)
+
+    def gang_of(self, batch: Batch) -> list[Pod]:
+        """The last pod of each index of a batch Job, in their order; one pod where the Job is not Indexed."""
+        return [pod for _, pod in sorted({pod.index: pod for pod in self.pods_of(batch)}.items())]
 
     def pod_of(self, batch: Batch) -> Pod | None:
         """The last pod of a batch Job."""

@@ -85,7 +85,7 @@ class Pass(ABC, Generic[S, P]):
     def make_config(self) -> None:
         """Has the immutable ConfigMap made that all pods read."""
         config = self.config
-        self.plan.on_gpus = config.spec.resources.gpus > 0
+        self.plan.on_gpus = config.spec.resources.gpus_per_node > 0
         self.plan.create.append(builders.config_map(config, self.seen.owner.id))
 
     @property

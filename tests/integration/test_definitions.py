@@ -115,7 +115,8 @@ FIELDS = {
     ),
     "nothing left to train on": ("dataset.testFraction", 0.95, "together must be below 1"),
     "a name that no model may have": ("output.modelName", "Big Model", "modelName"),
-    "more GPUs than a machine has": ("resources.gpus", 17, "resources.gpus"),
+    "more nodes than there may be": ("resources.nodes", 65, "resources.nodes"),
+    "more GPUs than a node has": ("resources.gpusPerNode", 17, "resources.gpusPerNode"),
 }
 
 
@@ -133,7 +134,7 @@ def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace
         ("dataset", {"trainOn": "all"}, "learns answers only"),
         ("method", {"tuner": "p-tuning"}, "is not tuned by"),
         ("hyperparameters", {"optimizer": "lomo"}, "is not trained with optimizer"),
-        ("resources", {"gpus": 2}, "trains in one process"),
+        ("resources", {"gpusPerNode": 2}, "trains in one process"),
         ("output", {"formats": ["gguf"]}, "is published as adapter or merged"),
     ):
         wrong = copy.deepcopy(job)
@@ -198,6 +199,7 @@ RIGHT = {
     "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "marked answers": ("method", {"objective": "kto", "kto": {"loss": "apo_zero_unpaired", "desirableWeight": 2}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
+    "several nodes": ("resources", {"nodes": 4, "gpusPerNode": 8}),
     "rewards": (
         "method",
         {
@@ -261,7 +263,12 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
     "prompts that are learned from pairs": ({"method": {"objective": "reward"}, "dataset.trainOn": "all"}, "only answers count"),
     "a requirement without a bound": (_required(metric="loss"), "give min, max or betterThanBase"),
     "bounds the wrong way round": (_required(metric="loss", min=2, max=1.5), "min must not be above max"),
-    "a metric that nobody measures": (_required(metric="taste", min=1), "evaluation.require[0].metric"),
+    "a metric that nobody measures": (_required(metric="taste", min=1), "on the test rows a metric is one of loss"),
+    "a metric of a task that is not there": (_required(metric="acc", task="signs", min=0.5), "none of evaluation.tasks"),
+    "a task that is called like the test rows": ({"evaluation.tasks": [{"name": "test", "uri": "s3://b-1/t/"}]}, "is not called test"),
+    "two tasks of one name": ({"evaluation.tasks": [{"name": "x", "uri": f"s3://b-1/{at}/"} for at in "ab"]}, "have one name"),
+    "a rule without its pattern": ({"evaluation.rules": [{"type": "regex"}]}, "pattern is for type regex"),
+    "rules that are required and not there": (_required(metric="inst_level_loose_acc", min=0.5), "evaluation.rules must be given"),
     "a task that is not measured": (_required(metric="f1", min=0.5, fewShot=4), "takes a fewShot that is not measured"),
     "required and not enabled": (_required(metric="f1", min=0.5) | {"evaluation.enabled": False}, "for an evaluation that is enabled"),
     "better than a base that is not measured": (

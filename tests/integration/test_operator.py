@@ -207,6 +207,25 @@ async def test_what_several_pods_read_side_by_side_is_joined_and_trained_on(worl
     assert world.kubelet.shards("a-shards") == 3
 
 
+async def test_pods_that_train_together_find_one_another_and_are_let_through(world: Here) -> None:
+    """A name with a dot is no hostname, and one that begins with a digit is none of a Service."""
+    async with world.operator() as one:
+        await world.apply(a_job("7b.v2").with_spec(resources={"nodes": 3}))
+        await world.until("done", phase("Succeeded"), one, "7b.v2")
+        (made,) = [job for job in await world.api.list("Job", world.namespace) if job["metadata"]["labels"][names.LABEL_ROLE] == Role.TRAIN]
+        pod = made["spec"]["template"]["spec"]
+        kinds = ("Service", "NetworkPolicy")
+        service, policy = [await world.api.find(kind, world.namespace, pod["subdomain"]) for kind in kinds]
+    assert (made["spec"]["completionMode"], made["spec"]["completions"], made["spec"]["parallelism"]) == ("Indexed", 3, 3)
+    told = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert told[names.MASTER_ADDR] == f"{made['metadata']['name']}-0.{pod['subdomain']}"
+    assert service
+    assert policy
+    for selector in (service["spec"]["selector"], policy["spec"]["podSelector"]["matchLabels"]):
+        assert selector.items() <= made["spec"]["template"]["metadata"]["labels"].items()
+    assert all(body["metadata"]["ownerReferences"][0]["name"] == "7b.v2" for body in (service, policy))
+
+
 async def test_an_instruction_dataset_takes_its_data_with_it(world: Here) -> None:
     world.kubelet.follow(lambda role, attempt, name: None)
     found = functools.partial(world.api.find, "InstructionDataset", world.namespace, "d")
@@ -378,7 +397,7 @@ async def test_pods_of_a_job_on_gpus_are_told_the_memory_of_the_largest_that_it_
             await world.api.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}})
             await world.api.patch("Node", "", name, {"status": {"allocatable": {"nvidia.com/gpu": "1"}}}, "status")
         async with world.operator() as one:
-            await world.apply(a_job().with_spec(resources={"gpus": 1, "nodeSelector": pool}))
+            await world.apply(a_job().with_spec(resources={"gpusPerNode": 1, "nodeSelector": pool}))
             await world.until("done", phase("Succeeded"), one)
         config = (await world.api.list("ConfigMap", world.namespace, f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"))[0]
         assert PodConfig.model_validate_json(config["data"][names.CONFIG_KEY]).gpu_memory == 80 * 2**30

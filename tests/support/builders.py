@@ -248,6 +248,7 @@ class Around(ABC, Generic[S]):
                 "name": f"{name}-{index}",
                 "namespace": "ns",
                 "labels": batch["spec"]["template"]["metadata"]["labels"],
+                "annotations": {names.COMPLETION_INDEX: str(index)} if "completionMode" in batch["spec"] else {},
                 "ownerReferences": [{"uid": batch["metadata"]["uid"], "controller": True}],
             },
             "spec": {"nodeName": "node-1"},

@@ -117,11 +117,13 @@ def train(
         from tunewright_trainer.storage import open_store
 
         job = load_pod_config(config)
-        if (count := launch.wanted(processes, job.spec.resources.gpus)) > 1:
-            raise SystemExit(launch.run(count, work=Path(names.SCRATCH)))
+        node, work = launch.this_node(processes, job.spec.resources.gpus_per_node), launch.scratch()
+        if node.size > 1:
+            raise SystemExit(launch.run(node, work=work))
         load_no_more_than(job)
-        store = open_store(job.storage)
-        end.outcome = training.run(job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=Path(names.SCRATCH), store=store)
+        end.outcome = training.run(
+            job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=work, store=open_store(job.storage)
+        )
 
 
 @app.command()
@@ -211,8 +213,8 @@ def _run_here(config: PodConfig, output: Path, processes: int | None) -> Outcome
         prepared = preparing.run(config, work=work / f"prepare-{launch.local_rank()}", store=store)
         assert prepared.dataset is not None
         _check_test_rows(config, prepared.dataset)
-        if (count := launch.wanted(processes, config.spec.resources.gpus)) > 1:
-            raise SystemExit(launch.run(count, work=work))
+        if (count := launch.wanted(processes, config.spec.resources.gpus_per_node)) > 1:
+            raise SystemExit(launch.run(launch.Node(count), work=work))
         attempt = 1 + sum(1 for _ in store.list(f"{metrics_key(config.job.namespace, config.job.uid)}/"))  # each has a history of its own
         outcome = training.run(config, attempt=attempt, dataset_digest=prepared.dataset.digest, halvings=0, work=work, store=store)
     outcome.dataset = prepared.dataset

@@ -128,6 +128,8 @@ def as_refusal(verb: str, error: Exception, *, quote: bool = True) -> Refusal:
         return error
     if is_out_of_memory(error):
         return Refusal(FailureCode.OUT_OF_MEMORY, f"{verb} ran out of memory: {_first_line(error) if quote else type(error).__name__}")
+    if is_lost_peer(error):
+        return Refusal(FailureCode.PEER_LOST, f"a process that trains together with this one went away: {_first_line(error)}")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Refusal(FailureCode.CONFIG_INVALID, "the scratch volume is full; ask for a larger one", param="spec.resources.scratch")
     frames = "".join(traceback.format_tb(error.__traceback__))
@@ -142,6 +144,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether another process went away, in the words of gloo, of NCCL and of torch's store. Asks by name, as above."""
+    if any(kind.__name__ in ("DistNetworkError", "DistStoreError") for kind in type(error).__mro__):
+        return "EADDRINUSE" not in str(error)
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("gloo/transport/", "ncclRemoteError", "NCCL communicator was aborted")
+    )
 
 
 def write_termination_message(outcome: Outcome) -> None:

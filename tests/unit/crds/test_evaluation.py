@@ -25,7 +25,7 @@ def a_spec(evaluation: dict[str, Any], objective: str = "sft", **dataset: Any) -
 REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
     "a requirement without a bound": ({"require": [{"metric": "loss"}]}, "sft", {}, "give min, max or betterThanBase"),
     "bounds the wrong way round": ({"require": [EXACT | {"max": 0.5}]}, "sft", {}, "min must not be above max"),
-    "a metric that nobody measures": ({"require": [{"metric": "taste", "min": 1}]}, "sft", {}, "Input should be"),
+    "a metric that nobody measures": ({"require": [{"metric": "taste", "min": 1}]}, "sft", {}, "a metric is one of loss"),
     "a task that is not measured": (
         {"require": [EXACT | {"fewShot": 4}], "fewShot": [0, 3]},
         "sft",
@@ -55,6 +55,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
         "evaluation.rules must be given",
     ),
     "a rule that can never be followed": ({"rules": [{"type": "length", "min": 3, "max": 2}]}, "sft", {}, "no answer could follow"),
+    "a task of no such name": (
+        {"require": [{"metric": "acc", "task": "signs", "min": 1}], "tasks": [{"name": "words", "uri": "s3://b-1/t/"}]},
+        "sft",
+        {},
+        "none of evaluation.tasks",
+    ),
+    "two tasks of one name": (
+        {"tasks": [{"name": "words", "uri": "s3://b-1/t/"}, {"name": "words", "uri": "s3://b-1/u/"}]},
+        "sft",
+        {},
+        "one name",
+    ),
+    "a task that is called like another": ({"tasks": [{"name": "x-4-shot", "uri": "s3://b-1/t/"}]}, "sft", {}, "is not called test"),
+    "a task of the hub": ({"tasks": [{"name": "x", "uri": "hf://a/b@main"}]}, "sft", {}, "the folder of a task is s3"),
+    "a metric of a task without its name": ({"require": [{"metric": "acc", "min": 1}]}, "sft", {}, "need its name in task"),
+    "tasks for a judge": ({"tasks": [{"name": "x", "uri": "s3://b-1/t/"}]}, "reward", {}, "for models that answer"),
     "shots without end": ({"fewShot": [100]}, "sft", {}, "less than or equal"),
 }
 
@@ -72,6 +88,9 @@ def test_requirements_that_can_be_met_are_taken() -> None:
     a_spec({"require": [{"metric": "preference_accuracy", "min": 0.6}]}, "dpo")
     a_spec({"require": [{"metric": "preference_accuracy", "min": 0.6}]}, "reward")
     a_spec({"require": [{"metric": "prompt_level_strict_acc", "min": 0.6}], "rules": [{"type": "regex", "pattern": "^yes"}]})
+    of_task = {"require": [{"metric": "acc", "task": "words", "min": 0.5}], "tasks": [{"name": "words", "uri": "s3://b-1/t/"}]}
+    assert left_out(a_spec(of_task, testFraction=0.0).evaluation, Objective.SFT, test_examples=0) == "", "tasks need no rows to test with"
+    assert without_test_rows(a_spec(of_task).evaluation, test_examples=0) == ""
     test_source = {"uri": "s3://b-1/test.jsonl", "split": "test"}
     a_spec({"require": [EXACT]}, testFraction=0.0, sources=[{"uri": "s3://b-1/rows.jsonl"}, test_source])
     read_spec({**SMALLEST, "dataset": {"ref": "support-v1"}, "evaluation": {"require": [EXACT]}})
@@ -86,6 +105,12 @@ JUDGED: dict[str, tuple[dict[str, Any], Measured, str]] = {
     "missed": (EXACT, found("exact_match", 0.75), "exact_match is 0.75, and at least 0.8 is required"),
     "too much": ({"metric": "loss", "max": 2}, found("loss", 2.5), "loss is 2.5, and at most 2 is required"),
     "lower is better": ({"metric": "loss", "betterThanBase": True}, found("loss", 1.0, 2.0), ""),
+    "a task's": ({"metric": "acc", "task": "words", "fewShot": 2, "min": 0.5}, found("acc", 0.6, task="words-2-shot"), ""),
+    "lower is better of a task": (
+        {"metric": "ter,first", "task": "words", "betterThanBase": True},
+        found("ter,first", 3.0, 2.0, task="words"),
+        "ter,first of words is 3, and must be better",
+    ),
     "no better": ({"metric": "loss", "betterThanBase": True}, found("loss", 2.0, 2.0), "must be better than the base model's, which is 2"),
     "worse": ({"metric": "f1", "betterThanBase": True}, found("f1", 0.1, 0.2), "f1 is 0.1, and must be better"),
     "better": ({"metric": "f1", "betterThanBase": True}, found("f1", 0.3, 0.2), ""),

@@ -14,7 +14,7 @@ SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"ur
         ("dataset", {"ref": "other"}, "names its own sources"),
         ("dataset", {"sources": [{"uri": "s3://b-1/rows.jsonl", "format": "preference"}]}, "holds no preferences yet"),
         ("dataset", {"sources": []}, "give at least one of sources, or ref"),
-        ("resources", {"gpus": 1}, "Extra inputs are not permitted"),
+        ("resources", {"gpusPerNode": 1}, "Extra inputs are not permitted"),
         ("retries", {"outOfMemory": 1}, "Extra inputs are not permitted"),
         ("deletionPolicy", "Forget", "'Retain' or 'Delete'"),
     ],

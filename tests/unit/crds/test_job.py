@@ -71,7 +71,8 @@ REFUSED = {
     "options of kto with another objective": ("method.kto", {"beta": 0.2}, "method"),
     "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", ""),
     "preferences with another objective": ("dataset.sources.0.format", "preference", ""),
-    "more GPUs than a node has": ("resources.gpus", 17, "resources.gpus"),
+    "more nodes than there may be": ("resources.nodes", 65, "resources.nodes"),
+    "more GPUs than a node has": ("resources.gpusPerNode", 17, "resources.gpusPerNode"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
     "a model name that Kubernetes would refuse": ("output.modelName", "Big Model", "output.modelName"),
 }
@@ -354,7 +355,7 @@ def test_a_job_may_name_an_instruction_dataset_instead_of_sources() -> None:
 def test_the_smallest_job_gets_defaults_that_are_right_for_most() -> None:
     spec = read_spec(SMALLEST)
     assert (spec.method.tuner, spec.method.lora.rank, spec.hyperparameters.learning_rate) == (Tuner.LORA, 16, "auto")
-    assert (spec.hyperparameters.precision, spec.dataset.packing, spec.resources.gpus) == (Precision.AUTO, True, 0)
+    assert (spec.hyperparameters.precision, spec.dataset.packing, spec.resources.gpus_per_node) == (Precision.AUTO, True, 0)
 
 
 def test_paths_of_this_machine_are_for_local_runs() -> None:

@@ -117,7 +117,7 @@ def test_an_address_that_names_no_claim_is_refused(uri: str) -> None:
 
 
 def test_only_training_asks_for_a_gpu_its_runtime_and_its_priority() -> None:
-    wanted = spec(resources={"gpus": 1, "gpuResource": "example.com/gpu", "cpu": "1500m", "priorityClassName": "high"})
+    wanted = spec(resources={"gpusPerNode": 1, "gpuResource": "example.com/gpu", "cpu": "1500m", "priorityClassName": "high"})
     prepare, train = pods(wanted, settings(gpu_runtime_class="nvidia"))
     assert train["containers"][0]["resources"]["limits"]["example.com/gpu"] == "1"
     assert (train["runtimeClassName"], train["priorityClassName"]) == ("nvidia", "high")
@@ -132,7 +132,7 @@ def test_only_training_asks_for_a_gpu_its_runtime_and_its_priority() -> None:
 def test_a_runtime_class_for_all_holds_for_gpus_too_unless_they_have_their_own() -> None:
     for gpu_class, expected in (("", ("sandbox", "sandbox")), ("nvidia", ("sandbox", "nvidia"))):
         chosen = settings(trainer_runtime_class="sandbox", gpu_runtime_class=gpu_class)
-        assert tuple(pod["runtimeClassName"] for pod in pods(spec(resources={"gpus": 1}), chosen)) == expected
+        assert tuple(pod["runtimeClassName"] for pod in pods(spec(resources={"gpusPerNode": 1}), chosen)) == expected
 
 
 def test_what_a_job_asks_of_its_node_reaches_its_pods() -> None:

@@ -132,9 +132,10 @@ def test_a_held_evaluation_goes_on_and_a_cancelled_one_publishes_nothing() -> No
     assert (world.status.phase, world.model) == (Phase.CANCELLED, None)
 
 
-def test_the_evaluating_pod_asks_for_what_training_asks_for() -> None:
-    world = trained(a_job().with_spec(resources={"gpus": 1, "priorityClassName": "high"}))
+def test_the_evaluating_pod_asks_for_what_training_asks_for_but_one_gpu() -> None:
+    world = trained(a_job().with_spec(resources={"gpusPerNode": 4, "priorityClassName": "high"}))
     pods = [world.batches[name]["spec"]["template"]["spec"] for name in (JOB, EVALUATION)]
-    assert pods[0]["containers"][0]["resources"] == pods[1]["containers"][0]["resources"]
-    assert pods[1]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    asked = [pod["containers"][0]["resources"] for pod in pods]
+    assert [{part: of.pop("nvidia.com/gpu") for part, of in parts.items()} for parts in asked] == [dict.fromkeys(asked[0], n) for n in "41"]
+    assert asked[0] == asked[1]
     assert pods[1]["priorityClassName"] == "high"

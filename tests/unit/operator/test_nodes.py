@@ -30,7 +30,7 @@ def a_node(gib: int | None = 80, *, gpus: int = 8, resource: str = "nvidia.com/g
     ("nodes", "wanted", "gib"),
     [
         pytest.param([a_node(24), a_node(80), a_node(40)], {}, 80, id="the largest that fits"),
-        pytest.param([a_node(80, gpus=1), a_node(24)], {"gpus": 2}, 24, id="a node with too few of them"),
+        pytest.param([a_node(80, gpus=1), a_node(24)], {"gpusPerNode": 2}, 24, id="a node with too few of them"),
         pytest.param([a_node(80), a_node(24, pool="small")], {"nodeSelector": {"pool": "small"}}, 24, id="nodes that are chosen by label"),
         pytest.param([a_node(80, taints=[TAINT]), a_node(24)], {}, 24, id="a taint that is not tolerated"),
         pytest.param([a_node(80, taints=[TAINT]), a_node(24)], {"tolerations": [{"key": "team", "value": "b"}]}, 24, id="of another value"),
@@ -53,17 +53,17 @@ def a_node(gib: int | None = 80, *, gpus: int = 8, resource: str = "nvidia.com/g
         pytest.param([a_node(80), a_node(None)], {}, 0, id="one that fits does not say"),
         pytest.param([a_node(80, gpus=0)], {}, 0, id="none fits"),
         pytest.param([a_node(80) | {"metadata": {"name": "n", "labels": {"nvidia.com/gpu.memory": "much"}}}], {}, 0, id="no number"),
-        pytest.param([a_node(80)], {"gpus": 0}, 0, id="no GPU is asked for"),
+        pytest.param([a_node(80)], {"gpusPerNode": 0}, 0, id="no GPU is asked for"),
     ],
 )
 def test_the_memory_of_the_gpu_that_a_job_may_get(nodes: list[dict[str, Any]], wanted: dict[str, Any], gib: int) -> None:
-    found = gpu_memory([Node.of(body) for body in nodes], Resources.model_validate({"gpus": 1} | wanted))
+    found = gpu_memory([Node.of(body) for body in nodes], Resources.model_validate({"gpusPerNode": 1} | wanted))
     assert found == gib * GIB
 
 
 @pytest.mark.parametrize(("gpus", "told"), [(1, 80 * GIB), (0, 0)])
 def test_the_pods_of_a_job_on_gpus_are_told_and_others_need_no_look_at_the_nodes(gpus: int, told: int) -> None:
-    world = World(a_job().with_spec(resources={"gpus": gpus}))
+    world = World(a_job().with_spec(resources={"gpusPerNode": gpus}))
     plan = world.decide(world.family(confirmed=False) | {"nodes": (Node.of(a_node(80)),)})
     made = next(body for body in plan.create if body["kind"] == "ConfigMap")
     assert PodConfig.model_validate(orjson.loads(next(iter(made["data"].values())))).gpu_memory == told

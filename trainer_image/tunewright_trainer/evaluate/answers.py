@@ -28,7 +28,7 @@ def answers(tuned: Tuned, prompts: Sequence[Ints], *, end: End, pad: int, most: 
     """
     found: dict[int, list[int]] = {}
     told = time.monotonic()
-    with _ordinary_attention(tuned.network):
+    with ordinary_attention(tuned.network):
         for batch in _batches(prompts, most):
             found |= zip(batch, _answer(tuned, [prompts[at] for at in batch], end, pad, most, context), strict=True)
             if time.monotonic() - told > _TELL_SECONDS:
@@ -106,8 +106,8 @@ def _until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
 
 
 @contextmanager
-def _ordinary_attention(network: Any) -> Iterator[None]:
-    """Generation needs attention with a cache and with padding, which training's has not; and no options of the model's own, such as sampling."""
+def ordinary_attention(network: Any) -> Iterator[None]:
+    """Generation, and models that others ask, need attention with a cache and with padding, which training's has not; and no options of the model's own, such as sampling."""
     from transformers import GenerationConfig
 
     before, of_training = network.generation_config, network.config._attn_implementation == attention.NAME

@@ -7,14 +7,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from tunewright_crds.evaluation import LOWER_IS_BETTER, Classification, Measured, MetricName
+from tunewright_crds.evaluation import Classification, Measured, MetricName, lower_is_better
 from tunewright_trainer.evaluate import scores
+from tunewright_trainer.evaluate.harness import Put
 from tunewright_trainer.evaluate.rules import Checks
 from tunewright_trainer.evaluate.scores import Ratio, Resampled
 
 BASE, TUNED = "base", "tuned"
 SAMPLES: Final = 20
 _DIGITS: Final = 6
+_NORMAL: Final = 1.96  # standard errors to each side of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,46 @@ def _row(metric: MetricName, found: dict[str, Resampled], *, seed: int) -> dict[
     return row
 
 
-def _plain_row(metric: MetricName, found: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+def _plain_row(metric: str, found: dict[str, tuple[float, ...]]) -> dict[str, Any]:
     values = {
         name: {"value": _rounded(value[0])} | ({"interval": _interval(value[1:])} if value[1:] else {}) for name, value in found.items()
     }
-    return {"metric": metric.value, "lowerIsBetter": metric in LOWER_IS_BETTER, **values}
+    return {"metric": str(metric), "lowerIsBetter": lower_is_better(metric), **values}
+
+
+def compare_put(name: str, found: dict[str, Put]) -> dict[str, Any]:
+    """The part of the report of a task of lm_eval, with intervals from its standard errors."""
+    rows = [_put_row(metric, {model: of.metrics[metric] for model, of in found.items()}) for metric in found[TUNED].metrics]
+    samples = [line for line, _ in zip(put_lines(name, found), range(SAMPLES), strict=False)]
+    return {"task": name, "asked": len(found[TUNED].lines), "metrics": rows, "classes": {}, "rules": [], "samples": samples}
+
+
+def _put_row(metric: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    row = _plain_row(metric, {name: (one["value"], *_around(one["value"], one["stderr"])) for name, one in found.items()})
+    if BASE in found:
+        difference = _around(found[TUNED]["value"] - found[BASE]["value"], _stderr_of_difference(found[TUNED], found[BASE]))
+        row |= {"difference": _interval(difference)} if difference else {}
+    return row
+
+
+def _around(value: float, stderr: float | None) -> tuple[float, ...]:
+    """The interval of a number whose error is normal; none where nobody knows the error."""
+    return () if stderr is None else (value - _NORMAL * stderr, value + _NORMAL * stderr)
+
+
+def _stderr_of_difference(one: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """Over the same documents, pair by pair; where only the totals are known as if the errors were independent, which makes it larger."""
+    if one["each"] and len(one["each"]) == len(other["each"]) > 1:
+        differences = np.subtract(one["each"], other["each"])
+        return float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    return None if one["stderr"] is None or other["stderr"] is None else math.hypot(one["stderr"], other["stderr"])
+
+
+def put_lines(name: str, found: dict[str, Put]) -> Iterator[dict[str, Any]]:
+    """Every document of a task of lm_eval, with the answers of the models."""
+    for at, line in enumerate(found[TUNED].lines):
+        answers = {model: of.lines[at]["answer"] for model, of in found.items()}
+        yield {"task": name, "prompt": line["prompt"], "expected": line["expected"], **answers}
 
 
 def _interval(ends: Sequence[float]) -> list[float]:

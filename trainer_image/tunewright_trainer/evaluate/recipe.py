@@ -11,7 +11,7 @@ import orjson
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, missed
+from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, missed, task_name
 from tunewright_crds.method import Examples, Objective
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, evaluation_key
@@ -19,10 +19,12 @@ from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.evaluate import examples as questions
 from tunewright_trainer.evaluate.answers import answers, text_of
-from tunewright_trainer.evaluate.comparison import Task, compare, measured
+from tunewright_trainer.evaluate.comparison import Task, compare, compare_put, measured, put_lines
+from tunewright_trainer.evaluate.harness import Asking, Put, put
 from tunewright_trainer.evaluate.models import BASE, TUNED, subjects
 from tunewright_trainer.evaluate.report import page
 from tunewright_trainer.evaluate.rules import Checks
+from tunewright_trainer.evaluate.task_files import Config
 from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.process import telling
 from tunewright_trainer.serve.turns import End, end_of_turn
@@ -50,7 +52,17 @@ class Found:
     preferred: list[bool]  # of preferences: the chosen answer is likelier than the rejected one
 
 
-def evaluate(config: PodConfig, *, lineage: dict[str, Any], kind: str, data: Path, base: Path, tuned: Path, store: Store) -> Outcome:
+@dataclass(frozen=True)
+class Folders:
+    """Where everything lies on this machine. ``work`` is for what is made on the way."""
+
+    data: Path
+    base: Path
+    tuned: Path
+    work: Path
+
+
+def evaluate(config: PodConfig, *, lineage: dict[str, Any], kind: str, folders: Folders, tasks: Sequence[Config], store: Store) -> Outcome:
     """See `tunewright_trainer.evaluate.run`."""
     wanted = config.spec.evaluation
     key = evaluation_key(config.job.namespace, config.job.uid)
@@ -60,7 +72,7 @@ def evaluate(config: PodConfig, *, lineage: dict[str, Any], kind: str, data: Pat
         manifest = read_manifest(store, key)
         if manifest is None or any(manifest.get(name) != value for name, value in lineage.items()):
             with reproducible(config.spec):
-                manifest = {"evaluation": Evaluation(config, data, base, tuned, Kind(kind), store, key, lineage).run()}
+                manifest = {"evaluation": Evaluation(config, folders, tasks, Kind(kind), store, key, lineage).run()}
         else:
             log.info("the model was measured before: %s", store.uri(key))
         outcome.evaluation = EvaluationStatus.model_validate(manifest["evaluation"] | {"reportUri": store.uri(f"{key}/{REPORT}")})
@@ -73,29 +85,50 @@ class Evaluation:
     """One evaluation."""
 
     def __init__(
-        self, config: PodConfig, data: Path, base: Path, tuned: Path, kind: Kind, store: Store, key: str, lineage: dict[str, Any]
+        self, config: PodConfig, folders: Folders, tasks: Sequence[Config], kind: Kind, store: Store, key: str, lineage: dict[str, Any]
     ) -> None:
         self.config, self.spec, self.wanted = config, config.spec, config.spec.evaluation
-        self.folders = {"base": base, "tuned": tuned}
+        self.folders = folders
         self.kind = kind
         self.judges = self.spec.method.objective is Objective.REWARD
         self.store, self.key, self.lineage = store, key, lineage
         self.checks = Checks(self.wanted.rules)
-        self.tokenizer = load_tokenizer(base)
-        template = chat_template(base, self.spec.model.chat_template)
+        self.tokenizer = load_tokenizer(folders.base)
+        template = chat_template(folders.base, self.spec.model.chat_template)
         self.end: End = end_of_turn(self.tokenizer, template)
         self.pad = next(token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if token is not None)
-        self.context = _context(base) or int(self.tokenizer.model_max_length)
+        self.context = _context(folders.base) or int(self.tokenizer.model_max_length)
+        self.tasks = self._rounds(is_seq2seq(folders.base))
+        self.tokenizer.chat_template = template
+        self.puts = {
+            task_name(config["task"], shots): (config, self._asking(number, shots))
+            for number, config in enumerate(tasks)
+            for shots in self.wanted.few_shot
+        }
+
+    def _rounds(self, seq2seq: bool) -> dict[str, list[questions.Example]]:
+        """The test rows as they are asked in each round; none where there are no rows, and nothing that needs some."""
         pairs, seed = self.spec.method.examples is Examples.PREFERENCES, self.spec.hyperparameters.seed
-        plain = questions.chosen_examples(
-            Rows(data / "test", seq2seq=is_seq2seq(base)), pairs=pairs, most=self.wanted.max_examples, seed=seed
-        )
-        if not plain:
+        rows = Rows(self.folders.data / "test", seq2seq=seq2seq)
+        plain = questions.chosen_examples(rows, pairs=pairs, most=self.wanted.max_examples, seed=seed)
+        if not plain and (self.wanted.needs_rows or not self.wanted.tasks):
             raise Refusal(
                 FailureCode.DATA_EMPTY, "no row is left to test with; the data report says what was dropped", param="spec.dataset"
             )
-        shown = questions.shots(Rows(data / "train", seq2seq=is_seq2seq(base)), max(self.wanted.few_shot), pairs=pairs, seed=seed)
-        self.tasks = {name: self._task(plain, shown[:count]) for name, count in self.wanted.tasks.items()}
+        train = Rows(self.folders.data / "train", seq2seq=seq2seq)
+        shown = questions.shots(train, max(self.wanted.few_shot), pairs=pairs, seed=seed)
+        return {name: self._task(plain, shown[:count]) for name, count in self.wanted.rounds.items()} if plain else {}
+
+    def _asking(self, number: int, shots: int) -> Asking:
+        return Asking(
+            param=f"spec.evaluation.tasks[{number}]",
+            shots=shots,
+            chat=self.wanted.tasks[number].chat,
+            examples=self.wanted.max_examples,
+            seed=self.spec.hyperparameters.seed,
+            end=self.end,
+            most=min(self.wanted.max_new_tokens, self.context // 2),
+        )
 
     def _task(self, plain: list[questions.Example], shown: Sequence[Any]) -> list[questions.Example]:
         room = self.context - self.wanted.max_new_tokens
@@ -115,10 +148,13 @@ class Evaluation:
             for asked in [[one for one in of_task if one.answer_at and not self.judges]]
         ]
         compared = [compare(task, self.wanted.classification, self.checks, seed=self.spec.hyperparameters.seed) for task in tasks]
-        required = {(one.task, one.metric.value) for one in self.wanted.require}
+        put_to = {name: {subject: found[subject, name] for subject in self._names} for name in self.puts}
+        compared += [compare_put(name, of) for name, of in put_to.items()]
+        required = {(one.place, one.metric) for one in self.wanted.require}
         metrics = sorted(measured(compared), key=lambda one: (one.task, one.metric) not in required)[:MAX_METRICS]
-        status = EvaluationStatus(metrics=metrics, examples=len(next(iter(self.tasks.values())))).model_dump(mode="json", by_alias=True)
-        self._publish(tasks, compared, status)
+        status = EvaluationStatus(metrics=metrics, examples=len(next(iter(self.tasks.values()), []))).model_dump(mode="json", by_alias=True)
+        lines = [line for task in tasks for line in task.lines()] + [line for name, of in put_to.items() for line in put_lines(name, of)]
+        self._publish(lines, compared, status)
         log.info("measured %s: %s", self.store.uri(self.key), _line(metrics))
         return status
 
@@ -131,30 +167,45 @@ class Evaluation:
         """The base of a reward model has no head to judge with, so that there is nothing to compare with."""
         return self.wanted.compare_with_base and not self.judges
 
-    def _measure_all(self) -> dict[tuple[str, str], Found]:
+    def _measure_all(self) -> dict[tuple[str, str], Any]:
         """What each model makes of each task; what an earlier run has measured is taken from storage."""
         found = {place: part for place in self._places() if (part := self._earlier(*place))}
         if len(found) == len(self._places()):
             return found
-        for name, model in subjects(self.spec, self.kind, base=self.folders["base"], tuned=self.folders["tuned"], with_base=self._compares):
-            for task, asked in self.tasks.items():
+        folders = self.folders
+        for name, model in subjects(self.spec, self.kind, base=folders.base, tuned=folders.tuned, with_base=self._compares):
+            for task in self._tasks:
                 if (name, task) not in found:
-                    found[name, task] = part = self._measure(model, asked, f"{name} model, {task}")
+                    found[name, task] = part = self._made_of(name, model, task)
                     self.store.put_bytes(self._part(name, task), orjson.dumps({"lineage": self.lineage, "found": asdict(part)}))
         return found
 
+    def _made_of(self, name: str, model: Tuned, task: str) -> Found | Put:
+        """What a model makes of one task."""
+        if task in self.tasks:
+            return self._measure(model, self.tasks[task], f"{name} model, {task}")
+        log.info("%s model: put to the task %s", name, task)
+        config, asking = self.puts[task]
+        return put(model, self.tokenizer, config, asking, cache=self.folders.work / "datasets")
+
     def _places(self) -> list[tuple[str, str]]:
-        return [(name, task) for name in self._names for task in self.tasks]
+        return [(name, task) for name in self._names for task in self._tasks]
+
+    @property
+    def _tasks(self) -> list[str]:
+        return [*self.tasks, *self.puts]
 
     def _part(self, name: str, task: str) -> str:
         return f"{self.key}/parts/{name}-{task}.json"
 
-    def _earlier(self, name: str, task: str) -> Found | None:
+    def _earlier(self, name: str, task: str) -> Found | Put | None:
         key = self._part(name, task)
         if not self.store.exists(key):
             return None
         part = orjson.loads(self.store.get_bytes(key))
-        return Found(**part["found"]) if part["lineage"] == self.lineage else None
+        if part["lineage"] != self.lineage:
+            return None
+        return Found(**part["found"]) if task in self.tasks else Put(**part["found"])
 
     @torch.no_grad()
     def _measure(self, model: Tuned, asked: Sequence[questions.Example], name: str) -> Found:
@@ -183,7 +234,7 @@ class Evaluation:
     def _prompt(self, example: questions.Example) -> str:
         return str(self.tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False))
 
-    def _publish(self, tasks: list[Task], compared: list[dict[str, Any]], status: dict[str, Any]) -> None:
+    def _publish(self, lines: list[dict[str, Any]], compared: list[dict[str, Any]], status: dict[str, Any]) -> None:
         failed = missed(self.wanted.require, EvaluationStatus.model_validate(status).metrics)
         facts = {
             "job": {"namespace": self.config.job.namespace, "name": self.config.job.name},
@@ -198,9 +249,7 @@ class Evaluation:
             folder = Path(made)
             (folder / REPORT_DATA).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
             (folder / REPORT).write_bytes(page(facts))
-            (folder / ANSWERS).write_bytes(
-                b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for task in tasks for line in task.lines())
-            )
+            (folder / ANSWERS).write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
             publish_folder(self.store, folder, self.key, manifest=self.lineage | {"evaluation": status})
         self.store.delete([self._part(*place) for place in self._places()])
 

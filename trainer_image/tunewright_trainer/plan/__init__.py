@@ -47,7 +47,7 @@ def plan(config: PodConfig, weights: Sequence[Weight], model: Mapping[str, Any],
     unknown = _unknown(spec, shape, facts, model)
     if unknown or shape is None or facts is None:
         return MemoryStatus(fits="unknown", advice=unknown)
-    limit = config.gpu_memory if spec.resources.gpus else round(amount(spec.resources.memory))
+    limit = config.gpu_memory if spec.resources.gpus_per_node else round(amount(spec.resources.memory))
     halvings, found = _choose(weights, shape, spec, facts, limit)
     status = MemoryStatus(
         fits=_verdict(found.total, limit),
@@ -69,8 +69,8 @@ def plan(config: PodConfig, weights: Sequence[Weight], model: Mapping[str, Any],
 def refuse(status: MemoryStatus, spec: JobSpec) -> None:
     """Raise `MemoryTooSmall` where the job will not fit, unless its owner wants to try."""
     if status.fits == "no" and not spec.resources.ignore_memory_plan:
-        param = "spec.resources.gpus" if spec.resources.gpus else "spec.resources.memory"
-        what = "the GPU has" if spec.resources.gpus else "the pod has"
+        param = "spec.resources.gpusPerNode" if spec.resources.gpus_per_node else "spec.resources.memory"
+        what = "the GPU has" if spec.resources.gpus_per_node else "the pod has"
         parts = ", ".join(f"{part.name} {_size(part.bytes)}" for part in status.parts)
         message = f"{status.moment} takes about {_size(status.bytes)} ({parts}), and {what} {_size(status.limit)}; {status.advice}"
         raise Refusal(FailureCode.MEMORY_TOO_SMALL, message, param=param)
@@ -116,8 +116,8 @@ def _unknown(spec: JobSpec, shape: Geometry | None, facts: DataFacts | None, mod
         return f"there is no memory plan for objective {spec.method.objective}"
     if spec.method.tuner not in KNOWN_TUNERS:
         return f"there is no memory plan for tuner {spec.method.tuner}"
-    if spec.resources.gpus > 1 and spec.shards_model:
-        return "there is no memory plan for weights that are spread over several GPUs"
+    if spec.resources.processes > 1 and spec.shards_model:
+        return "there is no memory plan for weights that are spread over several processes"
     return "" if facts else "the prepared data does not say how long its rows are"
 
 
@@ -170,7 +170,7 @@ def _changes(weights: Sequence[Weight], shape: Geometry, spec: JobSpec, facts: D
 def _smaller_tuners(spec: JobSpec) -> Iterator[Tuner]:
     if spec.method.tuner is Tuner.FULL:
         yield Tuner.LORA
-    if spec.method.tuner in (Tuner.FULL, Tuner.LORA) and spec.resources.gpus and spec.method.objective is not Objective.REWARD:
+    if spec.method.tuner in (Tuner.FULL, Tuner.LORA) and spec.method.objective is not Objective.REWARD:
         yield Tuner.QLORA
 
 
@@ -180,7 +180,7 @@ def _with(spec: JobSpec, part: str, **fields: Any) -> JobSpec:
 
 def _more_memory(spec: JobSpec, total: int) -> str:
     needed = -(-round(total / COMFORTABLE) // 2**30)
-    return f"a GPU of {needed} GiB" if spec.resources.gpus else f"resources.memory: {needed}Gi"
+    return f"a GPU of {needed} GiB" if spec.resources.gpus_per_node else f"resources.memory: {needed}Gi"
 
 
 def _size(count: int) -> str:

@@ -100,7 +100,7 @@ class _Counted:
         self.shape = shape
         self.spec = spec
         self.full = spec.method.tuner is Tuner.FULL
-        self.gpu = bool(spec.resources.gpus)
+        self.gpu = bool(spec.resources.gpus_per_node)
         self.element = 2 if _half(spec) else _FP32
         self.tokens = micro_batch_tokens(spec, facts, halvings=halvings)
         self.targets = 0 if spec.method.objective is Objective.REWARD else round(self.tokens * facts.learned)
@@ -131,18 +131,19 @@ class _Counted:
         if self.spec.method.tuner is not Tuner.QLORA:
             return self.element * self.elements
         quantised = sum(weight.elements for weight, _ in self.linear.values())
-        return round(NF4_BYTES * quantised) + 2 * (self.elements - quantised)
+        return round(NF4_BYTES * quantised) + self.element * (self.elements - quantised)
 
     @property
     def casts(self) -> int:
-        """Copies in bf16 of what learns in fp32, held until their backward pass; of 4-bit weights the largest layer's in 16 bits."""
-        if self.element == _FP32:
-            return 0
+        """Copies in bf16 of what learns in fp32, held until their backward pass; of 4-bit weights the largest layer's as it is computed with."""
         quantised = self.spec.method.tuner is Tuner.QLORA
+        whole = self.element * max(weight.elements for weight, _ in self.linear.values()) if quantised else 0
+        if self.element == _FP32:
+            return whole
         layers = sum(weight.elements for weight, _ in self.linear.values()) if self.full else self.trained
         if self.spec.hyperparameters.gradient_checkpointing:
             layers //= max(1, self.shape.layers)  # those of the layer that is computed again
-        return 2 * layers + (2 * max(weight.elements for weight, _ in self.linear.values()) if quantised else 0)
+        return 2 * layers + whole
 
     def layer(self) -> int:
         """What one layer holds until its backward pass."""
@@ -236,7 +237,7 @@ class _Counted:
 def _half(spec: JobSpec) -> bool:
     """Whether the forward pass is computed in bf16. `auto` means so on GPUs: all of the last five years have it."""
     wanted = spec.hyperparameters.precision
-    return wanted is Precision.BF16 or (wanted is Precision.AUTO and bool(spec.resources.gpus))
+    return wanted is Precision.BF16 or (wanted is Precision.AUTO and bool(spec.resources.gpus_per_node))
 
 
 def _linear(weights: Iterable[Weight], family: Family) -> Iterator[tuple[str, tuple[Weight, Reads]]]:

@@ -10,7 +10,17 @@ Every call waits out an outage (`patience`) and ends with one `Refusal` that nam
 from tunewright_trainer.storage.arriving import arriving
 from tunewright_trainer.storage.folders import Damaged, discard_folder, fetch_files, fetch_folder, publish_folder, read_manifest
 from tunewright_trainer.storage.local import LocalStore
-from tunewright_trainer.storage.places import Place, open_hub, open_model, open_reward_model, open_source, open_store, open_volume, read_files
+from tunewright_trainer.storage.places import (
+    Place,
+    open_hub,
+    open_model,
+    open_reward_model,
+    open_source,
+    open_store,
+    open_task,
+    open_volume,
+    read_files,
+)
 from tunewright_trainer.storage.s3 import S3Store
 from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing, Store
 
@@ -32,6 +42,7 @@ __all__ = [
     "open_reward_model",
     "open_source",
     "open_store",
+    "open_task",
     "open_volume",
     "publish_folder",
     "read_files",

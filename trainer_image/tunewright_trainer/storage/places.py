@@ -146,6 +146,12 @@ def open_reward_model(config: PodConfig) -> Place:
     )
 
 
+def open_task(config: PodConfig, uri: str, *, param: str) -> Place:
+    """The folder of a task to evaluate with, which the field `param` names; read with the keys of the job's data."""
+    secret = config.spec.dataset.credentials_secret
+    return _open(config, uri, secret=secret, folder=names.DATASET_CREDENTIALS, missing=FailureCode.DATA_NOT_FOUND, param=param)
+
+
 def open_hub(uri: str, keys: dict[str, str], *, missing: FailureCode, param: str, patterns: bool = False, commit: str = "") -> Place:
     """What an `hf://` address names. `keys` may hold HF_TOKEN and HF_ENDPOINT; `commit` goes before the address's own revision."""
     # The library is imported by the jobs that need it.

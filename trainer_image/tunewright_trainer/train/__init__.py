@@ -16,6 +16,7 @@ from tunewright_crds.status import MemoryStatus
 from tunewright_crds.storage import MANIFEST, dataset_key
 from tunewright_trainer import launch
 from tunewright_trainer.config import is_local
+from tunewright_trainer.evaluate.task_files import fetch_tasks
 from tunewright_trainer.exports import check_forms
 from tunewright_trainer.plan import measured, parse_config, plan, read_shapes, refuse, table
 from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, open_reward_model, read_manifest
@@ -49,12 +50,13 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train.world import joined
     for number, one in enumerate(config.spec.evaluation.rules):  # a mistake in them shall not be found once all is trained
         rule(one, f"spec.evaluation.rules[{number}]")
-    with joined(gpu=bool(config.spec.resources.gpus)) as world:
-        if fetching_data:
-            fetching_data.result()
-        model = world.of_leader(fetching_model.result() if fetching_model else Path())
-        judge = world.of_leader(fetching_judge.result() if fetching_judge else None)
-        world.wait()
+    if fetches:
+        fetch_tasks(config, work / "tasks")
+    if fetching_data:
+        fetching_data.result()
+    fetched = (fetching_model.result() if fetching_model else Path(), fetching_judge.result() if fetching_judge else None)
+    with joined(gpu=bool(config.spec.resources.gpus_per_node)) as world:  # a machine that lacks something says so before others wait for it
+        model, judge = world.of_node(fetched)
         manifest = json.loads((work / "data" / MANIFEST).read_bytes())
         check_fit(manifest, model, config.spec.model)
         if judge is not None:

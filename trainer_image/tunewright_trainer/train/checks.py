@@ -32,7 +32,7 @@ def check_together(spec: JobSpec, world: World, *, seq2seq: bool) -> None:
     if world.size == 1:
         return
     if seq2seq:
-        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param="spec.resources.gpus")
+        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param=f"spec.resources.{spec.resources.multiplied_by}")
     if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
         what = f"optimizer {optimizer} works on weights that are whole, in one process"
         raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")

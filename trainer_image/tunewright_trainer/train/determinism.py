@@ -14,13 +14,13 @@ from tunewright_trainer.process import thread_count
 def reproducible(spec: JobSpec) -> Iterator[None]:
     """Such settings, put back afterwards.
 
-    The number of threads is part of the arithmetic (it splits sums), so it comes from the job and never from the machine.
+    The number of threads is part of the arithmetic (it splits sums), so it comes from the job and never from the machine. The processes of a pod share its processors.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS deterministic
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(thread_count(spec.resources.cpu))
-    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus))
+    torch.set_num_threads(max(1, thread_count(spec.resources.cpu) // spec.resources.processes_per_node))
+    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus_per_node))
     try:
         yield
     finally:

@@ -86,9 +86,11 @@ class Tuned:
 
 def choose_device(spec: JobSpec) -> torch.device:
     """The GPU where the job asks for one, the processors otherwise."""
-    if spec.resources.gpus and not torch.cuda.is_available():
-        raise Refusal(FailureCode.CONFIG_INVALID, "the job asks for a GPU and none is usable on this machine", param="spec.resources.gpus")
-    return torch.device("cuda" if spec.resources.gpus else "cpu")
+    if spec.resources.gpus_per_node and not torch.cuda.is_available():
+        raise Refusal(
+            FailureCode.CONFIG_INVALID, "the job asks for a GPU and none is usable on this machine", param="spec.resources.gpusPerNode"
+        )
+    return torch.device("cuda" if spec.resources.gpus_per_node else "cpu")
 
 
 def choose_precision(spec: JobSpec, device: torch.device) -> torch.dtype:
@@ -175,6 +177,9 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED, f"the model cannot be loaded: {str(error).splitlines()[0][:300]}", param="spec.model.uri"
         ) from error
+    for layer in network.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # measuring would leave weights behind that compute otherwise
+            layer.support_avx512bf16_for_cpu = False
     absent = sorted(told["missing_keys"])
     if judge and reward_model.HEAD in absent:  # a base that is a reward model already has one
         reward_model.begin_head(network, seed=spec.hyperparameters.seed)
@@ -195,16 +200,13 @@ def check_beginning(config: Any) -> None:
 
 def _four_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Options to load with frozen weights in 4 bits (NF4 with double quantisation: Dettmers et al. 2023, arXiv:2305.14314)."""
-    if device.type != "cuda":
-        raise Refusal(
-            FailureCode.CONFIG_INVALID, "qlora needs a GPU: set spec.resources.gpus to 1, or use tuner lora", param="spec.method.tuner"
-        )
     from transformers import BitsAndBytesConfig
 
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
-    return {"quantization_config": quantisation, "device_map": {"": 0}}
+    # Of several processes each has a GPU of its own, which is the current one.
+    return {"quantization_config": quantisation, "device_map": {"": torch.cuda.current_device() if device.type == "cuda" else "cpu"}}
 
 
 @torch.no_grad()

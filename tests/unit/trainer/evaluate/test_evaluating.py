@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.models import END, tiny_model
 from tests.support.training import NAMESPACE, UID, a_job
+from tests.unit.trainer.evaluate.test_evaluating_tasks import SIGNS, write_task
+from tests.unit.trainer.evaluate.test_evaluating_tasks import WORDS as WORDS_TASK
 from tunewright_crds.errors import ExitCode, FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.pod import Outcome, PodConfig
@@ -20,6 +22,7 @@ from tunewright_trainer.storage import LocalStore
 
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
 EVALUATION: dict[str, Any] = {"fewShot": [0, 2], "maxNewTokens": 10, "maxExamples": 24}
+BRIER = [{"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False}]
 KEY = f"{NAMESPACE}/jobs/{UID}/evaluation"
 Place = tuple[LocalStore, str, dict[str, str]]  # the store, the data's digest, addresses of models by kind
 
@@ -147,6 +150,31 @@ def test_answers_are_held_against_rules(place: tuple[Path, Place], tmp_path: Pat
     assert refusal.value.param == "spec.evaluation.rules[2].schema"
 
 
+def test_the_models_are_put_to_tasks_of_lm_eval_beside_the_test_rows(place: tuple[Path, Place], tmp_path: Path) -> None:
+    work, there = place
+    folder = str(write_task(tmp_path / "task", SIGNS, WORDS_TASK))
+    tasks = [{"name": "signs", "uri": folder}, {"name": "words", "uri": folder}]
+    required = [
+        {"metric": "acc", "task": "signs", "min": 0.8},
+        {"metric": "exact_match,first", "task": "words", "fewShot": 1, "betterThanBase": True},
+    ]
+    config = job(work, maxExamples=12, fewShot=[0, 1], tasks=tasks, require=required)
+    status = told(measure(config, there, tmp_path / "e"))
+    base, value = numbers(status, "signs")["acc"]
+    assert base is not None
+    assert value > max(base, 0.8)
+    assert numbers(status, "words")["exact_match,first"][1] >= 0.9
+    report = {part["task"]: part for part in json.loads(there[0].get_bytes(f"{KEY}/report.json"))["tasks"]}
+    assert list(report) == ["test", "test-1-shot", "signs", "signs-1-shot", "words", "words-1-shot"]
+    row = report["signs"]["metrics"][0]
+    assert row["tuned"]["interval"][0] <= row["tuned"]["value"] <= row["tuned"]["interval"][1]
+    assert row["difference"][0] <= row["tuned"]["value"] - row["base"]["value"] <= row["difference"][1]
+    assert "words-1-shot" in there[0].get_bytes(f"{KEY}/report.html").decode()
+    with pytest.raises(Refusal, match="signs is 1") as refusal:
+        measure(job(work, maxExamples=12, tasks=tasks[:1], require=[{"metric": "acc", "task": "signs", "max": 0.1}]), there, tmp_path / "f")
+    assert refusal.value.code is FailureCode.QUALITY_TOO_LOW
+
+
 class Dies(Exception):
     pass
 
@@ -225,10 +253,18 @@ def test_an_adapter_and_the_merged_model_measure_the_same(tmp_path: Path) -> Non
         tmp_path,
         hyperparameters={"batchSize": 8, "learningRate": 0.01, "maxSteps": 5},
         output={"formats": ["adapter", "merged"]},
-        evaluation={"maxExamples": 5, "maxNewTokens": 4},
+        evaluation={
+            "maxExamples": 5,
+            "maxNewTokens": 4,
+            "tasks": [{"name": "signs", "uri": str(write_task(tmp_path / "task", SIGNS | {"metric_list": BRIER}))}],
+        },
     )
     there = tuned(config, tmp_path)
-    adapter, merged = (numbers(told(measure(config, there, tmp_path / kind, kind=kind))) for kind in ("adapter", "merged"))
+    both = [told(measure(config, there, tmp_path / kind, kind=kind)) for kind in ("adapter", "merged")]
+    adapter, merged = (numbers(status) for status in both)
+    of_task = [numbers(status, "signs")["brier_score"] for status in both]
+    assert of_task[0] == pytest.approx(of_task[1], rel=1e-4)
+    assert of_task[0][0] != of_task[0][1], "lm_eval asks the model with its adapter"
     assert adapter["loss"][0] == merged["loss"][0]
     assert adapter["loss"][1] == pytest.approx(merged["loss"][1], rel=1e-4)
     assert adapter["loss"][1] < adapter["loss"][0]  # type: ignore[operator]

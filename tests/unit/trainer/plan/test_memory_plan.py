@@ -30,6 +30,7 @@ LEARNED = 0.5
         ("llama", {"method": {"tuner": "full"}}),
         ("llama", {"hyperparameters": {"precision": "bf16", "gradientCheckpointing": True}}),
         ("gpt2", {"method": {"lora": {"dropout": 0.1}}}),
+        ("llama", {"method": {"tuner": "qlora"}}),
     ],
 )
 def test_a_step_takes_what_was_counted(layout: str, parts: dict[str, Any], tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ ROWS = {"splits": {"train": {"tokens": 1000, "trainable_tokens": 300, "longest_r
 
 
 def a_plan(*, gpu: int = 0, model: dict[str, Any] = LLAMA, rows: dict[str, Any] = ROWS, **parts: Any) -> MemoryStatus:
-    resources = {"gpus": 1, "memory": "64Gi"} | parts.pop("resources", {})
+    resources = {"gpusPerNode": 1, "memory": "64Gi"} | parts.pop("resources", {})
     config = a_job("/model", resources=resources, **parts).model_copy(update={"gpu_memory": gpu * GIB})
     return plan(config, WEIGHTS, model, rows)
 
@@ -87,7 +88,7 @@ CHECKPOINTING = {"hyperparameters": {"gradientCheckpointing": True}}
         pytest.param({"gpu": 0}, "unknown", 0, "is not known", id="nobody knows the GPU"),
         pytest.param({"gpu": 80, "method": {"tuner": "full"}}, "no", 1, "method.tuner: lora", id="the whole model"),
         pytest.param({"gpu": 80, "hyperparameters": {"microBatchSize": 4}}, "no", 0, "microBatchSize: 1", id="a size of the owner's own"),
-        pytest.param({"resources": {"gpus": 0}}, "no", 1, "resources.memory: 107Gi", id="processors, in fp32"),
+        pytest.param({"resources": {"gpusPerNode": 0}}, "no", 1, "resources.memory: 107Gi", id="processors, in fp32"),
         pytest.param({"gpu": 80, "model": {"model_type": "t5"}}, "unknown", 0, "no memory plan for model_type t5", id="another family"),
         pytest.param({"gpu": 80, "rows": {}}, "unknown", 0, "does not say how long", id="data of old"),
     ],
@@ -99,13 +100,13 @@ def test_what_is_decided(asked: dict[str, Any], fits: str, halvings: int, advice
 
 
 def test_a_job_that_does_not_fit_is_refused_with_its_parts_and_what_would_help() -> None:
-    config = a_job("/model", resources={"gpus": 1})
+    config = a_job("/model", resources={"gpusPerNode": 1})
     status = a_plan(gpu=24)
     with pytest.raises(Refusal) as caught:
         refuse(status, config.spec)
-    assert (caught.value.code, caught.value.param) == (FailureCode.MEMORY_TOO_SMALL, "spec.resources.gpus")
+    assert (caught.value.code, caught.value.param) == (FailureCode.MEMORY_TOO_SMALL, "spec.resources.gpusPerNode")
     assert all(text in caught.value.message for text in ("weights 15.0 GiB", "the GPU has 24.0 GiB", "gradientCheckpointing: true"))
-    refuse(status, a_job("/model", resources={"gpus": 1, "ignoreMemoryPlan": True}).spec)
+    refuse(status, a_job("/model", resources={"gpusPerNode": 1, "ignoreMemoryPlan": True}).spec)
 
 
 def cut(path: Path) -> None:

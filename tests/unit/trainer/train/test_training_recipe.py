@@ -171,10 +171,11 @@ def test_a_halved_micro_batch_computes_the_same(tmp_path: Path) -> None:
             id="a layer that is not there",
         ),
         pytest.param(
-            {"method": {"tuner": "qlora"}}, FailureCode.CONFIG_INVALID, "spec.method.tuner", "needs a GPU", id="qlora without a GPU"
-        ),
-        pytest.param(
-            {"resources": {"gpus": 1}}, FailureCode.CONFIG_INVALID, "spec.resources.gpus", "none is usable", id="a GPU that is not there"
+            {"resources": {"gpusPerNode": 1}},
+            FailureCode.CONFIG_INVALID,
+            "spec.resources.gpusPerNode",
+            "none is usable",
+            id="a GPU that is not there",
         ),
     ],
 )

@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[Layout, dict[str, Any], str]] = {
         "spec.hyperparameters.optimizer",
     ),
     "a form for other programs": ("t5", {"output": {"formats": ["adapter", "gguf"]}}, "spec.output.formats"),
-    "several GPUs": ("t5", {"resources": {"cpu": "1", "gpus": 2}}, "spec.resources.gpus"),
+    "several GPUs": ("t5", {"resources": {"cpu": "1", "gpusPerNode": 2}}, "spec.resources.gpusPerNode"),
     "another architecture": ("bart", {"architecture": "causal"}, "spec.model.architecture"),
     "another architecture of a decoder": ("llama", {"architecture": "seq2seq"}, "spec.model.architecture"),
     "a layer that is not there": ("t5", {"method": {"lora": {"targetModules": "q_proj"}}}, "spec.method.lora.targetModules"),
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_refused_by_field(layout: Layout, parts: dict[str, 
 def test_several_processes_are_refused() -> None:
     with pytest.raises(Refusal, match="trains in one process") as caught:
         check_together(a_job().spec, World(size=2), seq2seq=True)
-    assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, "spec.resources.gpus")
+    assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, "spec.resources.gpusPerNode")
     check_together(a_job().spec, World(size=2), seq2seq=False)
 
 

@@ -32,6 +32,14 @@ CASES: dict[str, dict[str, Any]] = {
     "an adapter, over a base that is spread": {"method": {"lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
     "every weight, spread": {"method": {"tuner": "full"}},
     "every weight, a copy each": {"method": {"tuner": "full"}, "resources": {"sharding": "none"}},
+    "an adapter, over a base in 4 bits each": {
+        "method": {"tuner": "qlora", "lora": NO_DROPOUT},
+        "output": {"formats": ["adapter", "merged"]},
+    },
+    "an adapter, over a base in 4 bits that is spread": {
+        "method": {"tuner": "qlora", "lora": NO_DROPOUT},
+        "resources": {"sharding": "full"},
+    },
     "preferences": {"method": {"objective": "dpo", "lora": NO_DROPOUT}},
     "preferences, over a base that is spread": {"method": {"objective": "dpo", "lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
 }
@@ -106,11 +114,13 @@ def test_shares_are_even_and_whole() -> None:
 
 
 REASON = Outcome(error=Failed(code=FailureCode.OUT_OF_MEMORY, message="no room"))
-LOST = Outcome(error=Failed(code=FailureCode.INTERNAL, message="connection closed by peer"))
+BROKEN = Outcome(error=Failed(code=FailureCode.INTERNAL, message="unforeseen"))
+LOST = Outcome(error=Failed(code=FailureCode.PEER_LOST, message="connection closed by peer"))
 HEARD = {
-    "the one with a reason": ({0: 70, 1: 78}, [LOST, REASON], 1),
-    "else the one that was killed": ({0: 70, 1: -9}, [LOST, LOST], 1),
-    "else the first": ({1: 70, 0: 70}, [LOST, LOST], 1),
+    "the one with a reason": ({0: 70, 1: 78}, [BROKEN, REASON], 1),
+    "else the one that was killed": ({0: 70, 1: -9}, [BROKEN, BROKEN], 1),
+    "else the first that broke": ({2: 76, 1: 70, 0: 70}, [BROKEN, BROKEN, LOST], 1),
+    "last one that lost others": ({1: 76, 0: 76}, [LOST, LOST], 1),
     "the leader, where none failed": ({}, [Outcome(), Outcome()], 0),
 }
 

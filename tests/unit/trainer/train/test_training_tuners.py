@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import BitsAndBytesConfig
 
 from tests.support.models import Layout, tiny_model
 from tests.support.training import (
@@ -62,7 +63,12 @@ OPTIONS: dict[Tuner, dict[str, Any]] = {
 # Few weights, or weights behind a gate that begins closed: they need larger steps.
 RATES: dict[Tuner, float] = {Tuner.ADAPTION_PROMPT: 0.1, Tuner.UNILORA: 0.1}
 LAYOUTS: dict[Tuner, Layout] = {Tuner.BITFIT: "gpt2"}
-TUNERS = [tuner for tuner in Tuner if tuner not in (Tuner.QLORA, Tuner.HINT)]  # 4 bits need a GPU, and hint is for encoder-decoders
+TUNERS = [tuner for tuner in Tuner if tuner is not Tuner.HINT]  # which is for encoder-decoders
+
+
+FOUR_BITS = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+)
 
 
 def a_tuning(tuner: Tuner, *, options: dict[str, Any] | None = None, **parts: Any) -> Any:
@@ -94,7 +100,9 @@ def opened_elsewhere(tuner: Tuner, artifact: str) -> Any:
 
     if tuner in WHOLE:
         return AutoModelForCausalLM.from_pretrained(artifact).eval()
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model(LAYOUTS.get(tuner, "llama"))), artifact).eval()
+    options = {"quantization_config": FOUR_BITS, "device_map": {"": "cpu"}} if tuner is Tuner.QLORA else {}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model(LAYOUTS.get(tuner, "llama")), **options)
+    return PeftModel.from_pretrained(base, artifact).eval()
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
