@@ -127,6 +127,7 @@ class Reason(StrEnum):
     DATA_DISCARDED = "DataDiscarded"
     DATA_STAYS = "DataStays"
     MEMORY_TIGHT = "MemoryTight"
+    NOT_ON_THE_HUB = "NotOnTheHub"
     WAITING_FOR_DATASET = "WaitingForDataset"
     WAITING_FOR_MODEL = "WaitingForModel"
     MODEL_TAKEN = "ModelTaken"

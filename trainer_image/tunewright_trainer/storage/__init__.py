@@ -20,6 +20,7 @@ from tunewright_trainer.storage.places import (
     open_task,
     open_volume,
     read_files,
+    read_keys,
 )
 from tunewright_trainer.storage.s3 import S3Store
 from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing, Store
@@ -46,5 +47,6 @@ __all__ = [
     "open_volume",
     "publish_folder",
     "read_files",
+    "read_keys",
     "read_manifest",
 ]

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -121,7 +122,7 @@ class Feed:
             self._process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             log.warning("%s is left behind: what it was told last may be missing there", self._kind)
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # with what it started itself
             self._process.wait()
 
 

@@ -1,6 +1,8 @@
 """A run of a project of Weights & Biases, by their own client."""
 
-from typing import Any
+from typing import Any, Final
+
+_PATIENCE_SECONDS: Final = 30.0  # with a server that does not answer; we try again ourselves
 
 
 class WandbRun:
@@ -9,7 +11,9 @@ class WandbRun:
     def begin(self, about: dict[str, Any]) -> None:
         import wandb
 
-        settings = wandb.Settings(console="off", silent=True, base_url=about["base_url"] or None, x_disable_stats=True, disable_git=True)
+        settings = wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, init_timeout=_PATIENCE_SECONDS)
+        if about["base_url"]:
+            settings.base_url = about["base_url"]
         self._run = wandb.init(
             project=about["project"],
             entity=about["entity"] or None,
