@@ -37,6 +37,8 @@ PROGRESS_AUDIENCE: Final = "tunewright-progress"
 # Where a pod finds what it is given.
 CONFIG_FILE: Final = "/etc/tunewright/job.json"
 CONFIG_KEY: Final = "job.json"
+# On a job whose owner wants a checkpoint now: each new value asks for one.
+CHECKPOINT_ANNOTATION: Final = f"{GROUP}/checkpoint"
 CONFIG_ANNOTATION: Final = f"{GROUP}/config"  # of a pod that outlives its owner's ConfigMap
 STORAGE_CREDENTIALS: Final = "/var/run/tunewright/storage"
 MODEL_CREDENTIALS: Final = "/var/run/tunewright/model-credentials"
@@ -137,6 +139,7 @@ class Reason(StrEnum):
     EVALUATED = "Evaluated"
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
+    CHECKPOINT_SAVED = "CheckpointSaved"
     PUBLISHED = "Published"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"

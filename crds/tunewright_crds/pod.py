@@ -10,7 +10,7 @@ from tunewright_crds.errors import FailureCode
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.job import JobSpec
-from tunewright_crds.status import BestCheckpoint, CheckpointStatus, HubCopy, MemoryStatus, Progress, PublishedForm
+from tunewright_crds.status import BestCheckpoint, HubCopy, LastCheckpoint, MemoryStatus, Progress, PublishedForm
 
 MAX_TERMINATION_BYTES: Final = 4096  # the kubelet keeps no more
 MAX_PROGRESS_BYTES: Final = 65_536
@@ -79,7 +79,8 @@ class Outcome(Part):
     attempt: int = 0
     resumed_from_step: int | None = None
     reached_step: int | None = None
-    last_checkpoint: CheckpointStatus | None = None
+    rollbacks: int = 0
+    last_checkpoint: LastCheckpoint | None = None
     best_checkpoint: BestCheckpoint | None = None
     artifact: Published | None = None
     evaluation: EvaluationStatus | None = None
@@ -109,7 +110,14 @@ class ProgressReport(Part):
 
     job: JobIdentity
     progress: Progress
-    last_checkpoint: CheckpointStatus | None = None
+    last_checkpoint: LastCheckpoint | None = None
+
+
+class ProgressAnswer(Part):
+    """The front end's answer to a report. ``checkpoint`` is the last value of the job's annotation that asks for one, or nothing."""
+
+    written: bool
+    checkpoint: str = ""
 
 
 def clean(text: str, *, limit: int = MAX_MESSAGE) -> str:

@@ -13,6 +13,7 @@ from tunewright_crds.names import Phase
 MAX_ATTEMPTS_TOLD: Final = 10
 MAX_METRICS: Final = 32  # of a progress
 MAX_HUB_ERROR: Final = 512
+MAX_REQUEST: Final = 64  # characters of a request for a checkpoint
 
 
 class ConditionStatus(Part):
@@ -58,6 +59,16 @@ class CheckpointStatus(Part):
     uri: str = Field("", max_length=2048, description="Its folder.")
 
 
+class LastCheckpoint(CheckpointStatus):
+    """What the next attempt goes on from."""
+
+    request: str = Field(
+        "",
+        max_length=MAX_REQUEST,
+        description="The last value of the annotation tunewright.dev/checkpoint that it, or one before, answers.",
+    )
+
+
 class BestCheckpoint(CheckpointStatus):
     """The best validation so far."""
 
@@ -78,6 +89,7 @@ class AttemptStatus(Part):
     reached_step: int | None = Field(None, alias="reachedStep", ge=0, description="Last step that it is known to have done.")
     lost_steps: int | None = Field(None, alias="lostSteps", ge=0, description="Steps done by it that the next attempt did again.")
     micro_batch_halvings: int = Field(0, alias="microBatchHalvings", ge=0, description="How often the micro-batch was halved for it.")
+    rollbacks: int = Field(0, ge=0, description="How often training had gone back by its end, since the loss went astray.")
 
 
 class PreparationRestarts(Part):
@@ -208,7 +220,13 @@ class JobStatus(PreparationStatus):
         0, alias="suspendedSeconds", ge=0, description="Time spent suspended before; the deadline does not count it."
     )
     progress: Progress | None = Field(None, description="How far training is.")
-    last_checkpoint: CheckpointStatus | None = Field(None, alias="lastCheckpoint", description="What the next attempt goes on from.")
+    last_checkpoint: LastCheckpoint | None = Field(None, alias="lastCheckpoint", description="What the next attempt goes on from.")
+    answered_request: str = Field(
+        "",
+        alias="answeredRequest",
+        max_length=MAX_REQUEST,
+        description="The last request for a checkpoint whose answer an event has told.",
+    )
     best_checkpoint: BestCheckpoint | None = Field(None, alias="bestCheckpoint", description="The best validation so far.")
     attempts: list[AttemptStatus] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."

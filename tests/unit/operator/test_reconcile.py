@@ -48,6 +48,16 @@ def test_a_finished_job_never_runs_again_although_its_children_are_gone() -> Non
     assert (world.status.phase, world.batches) == (Phase.SUCCEEDED, {})
 
 
+def test_a_checkpoint_that_was_asked_for_is_told_once() -> None:
+    world = a_prepared_world().start(JOB).progress(attempt=1, step=5)
+    for step, request in ((5, ""), (6, "now"), (9, "now"), (12, "again")):
+        world.job["status"]["lastCheckpoint"] = {"step": step, "uri": f"s3://b/step-{step}", "request": request}
+        world.settle()
+    told = [event.message for plan in world.plans for event in plan.events if event.reason == "CheckpointSaved"]
+    assert told == ["request now: step 6 is saved at s3://b/step-6", "request again: step 12 is saved at s3://b/step-12"]
+    assert world.status.answered_request == "again"
+
+
 PodStory = Callable[[World], object]
 TRIED_AGAIN = {
     "out of memory is tried again with the micro-batch halved": (
