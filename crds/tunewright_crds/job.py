@@ -48,6 +48,7 @@ from tunewright_crds.method import (
 from tunewright_crds.preference import DPO_RULES, KtoLoss
 from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
+from tunewright_crds.tracking import Hub, Tracking, rules_of_destinations
 
 MAX_CLAIMS: Final = 8  # volumes that a pod mounts
 
@@ -134,6 +135,7 @@ class Output(Part):
         "model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
         "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
+    hub: Hub = Field(default_factory=Hub)
 
 
 class Deploy(Part):
@@ -281,6 +283,7 @@ class JobSpec(
         *_rules_of_objectives(),
         *_rules_of_requirements(),
         *_rules_of_tuners(),
+        *rules_of_destinations(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
         ("self.model.architecture != 'seq2seq' || self.evaluation.fewShot.all(shots, shots == 0)", _SEQ2SEQ_SHOTS),
     ),
@@ -295,6 +298,7 @@ class JobSpec(
     checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
     evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Output = Field(default_factory=Output, description="What is published.")
+    tracking: Tracking = Field(default_factory=Tracking)
     deploy: Deploy = Field(default_factory=Deploy, description="Serve the tuned model once it is published.")
     suspend: bool = Field(False, description="Stop with a checkpoint and hold; false goes on at the exact step.")
     cancel: bool = Field(False, description="End the job for good. Checkpoints stay; no model is published.")
@@ -412,6 +416,7 @@ class InstructionTuningJob(
         (f"{_STARTED} || self.spec.checkpointing == oldSelf.spec.checkpointing", f"spec.checkpointing {_FROZEN}"),
         (f"{_STARTED} || self.spec.evaluation == oldSelf.spec.evaluation", f"spec.evaluation {_FROZEN}"),
         (f"{_STARTED} || self.spec.output == oldSelf.spec.output", f"spec.output {_FROZEN}"),
+        (f"{_STARTED} || self.spec.tracking == oldSelf.spec.tracking", f"spec.tracking {_FROZEN}"),
         (
             "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || self.spec.cancel",
             "a cancelled job cannot be taken back; apply a new one",
