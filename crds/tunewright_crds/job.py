@@ -167,10 +167,6 @@ _REF_HAS_CONVERSATIONS: Final = (
 )
 _ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
-SEQ2SEQ_ALONE: Final = (
-    "an encoder-decoder (seq2seq) trains in one process yet: leave resources.nodes at 1, and resources.gpusPerNode at 0 or 1"
-)
-_ONE_PROCESS: Final = "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1)"
 _SEQ2SEQ_SHOTS: Final = "an encoder-decoder (seq2seq) is measured without examples: leave evaluation.fewShot at [0]"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
@@ -287,7 +283,6 @@ class JobSpec(
         *_rules_of_tuners(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
         ("self.model.architecture != 'seq2seq' || self.evaluation.fewShot.all(shots, shots == 0)", _SEQ2SEQ_SHOTS),
-        (f"self.model.architecture != 'seq2seq' || {_ONE_PROCESS}", SEQ2SEQ_ALONE),
     ),
 ):
     """What is wanted."""
@@ -382,12 +377,6 @@ class JobSpec(
         return self.resources.sharding is Sharding.FULL or (self.resources.sharding is Sharding.AUTO and automatic)
 
     @model_validator(mode="after")
-    def _trains_together(self) -> "JobSpec":
-        if self.resources.processes > 1 and self.model.architecture is Architecture.SEQ2SEQ:
-            raise ValueError(SEQ2SEQ_ALONE)
-        return self
-
-    @model_validator(mode="after")
     def _requirements_can_be_met(self) -> "JobSpec":
         if self.evaluation.needs_rows and not (self.dataset.ref or self.dataset.has_test):
             raise ValueError(NO_TEST_ROWS)
@@ -409,8 +398,6 @@ def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
     for pair in APART:
         if pair.field == ARCHITECTURE and Architecture.SEQ2SEQ in pair.values and not {*pair.others}.isdisjoint(_found(spec, pair.other)):
             return f"spec.{pair.other}", pair.because
-    if spec.resources.processes > 1:
-        return f"spec.resources.{spec.resources.multiplied_by}", SEQ2SEQ_ALONE
     return ("spec.evaluation.fewShot", _SEQ2SEQ_SHOTS) if any(spec.evaluation.few_shot) else None
 
 

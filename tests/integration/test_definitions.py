@@ -134,7 +134,6 @@ def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace
         ("dataset", {"trainOn": "all"}, "learns answers only"),
         ("method", {"tuner": "p-tuning"}, "is not tuned by"),
         ("hyperparameters", {"optimizer": "lomo"}, "is not trained with optimizer"),
-        ("resources", {"gpusPerNode": 2}, "trains in one process"),
         ("output", {"formats": ["gguf"]}, "is published as adapter or merged"),
     ):
         wrong = copy.deepcopy(job)

@@ -4,7 +4,7 @@ from typing import Final
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Optimizer
-from tunewright_crds.job import SEQ2SEQ_ALONE, JobSpec
+from tunewright_crds.job import JobSpec
 from tunewright_crds.method import Objective, Tuner
 from tunewright_trainer.train.dpo_losses import couples
 from tunewright_trainer.train.world import World
@@ -26,13 +26,11 @@ def check_rows(spec: JobSpec, rows: int, validation: int) -> None:
         )
 
 
-def check_together(spec: JobSpec, world: World, *, seq2seq: bool) -> None:
+def check_together(spec: JobSpec, world: World) -> None:
     """Refuse what several processes cannot share yet: it needs the whole batch, or a second copy of weights that are spread."""
     method, optimizer = spec.method, spec.hyperparameters.optimizer
     if world.size == 1:
         return
-    if seq2seq:
-        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param=f"spec.resources.{spec.resources.multiplied_by}")
     if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
         what = f"optimizer {optimizer} works on weights that are whole, in one process"
         raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")

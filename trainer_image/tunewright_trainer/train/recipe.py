@@ -98,7 +98,7 @@ class Run:
         self.rows = rows_of.Rows(attempt.data / "train", seq2seq=seq2seq)
         self.validation = rows_of.Rows(attempt.data / "validation", seq2seq=seq2seq)
         check_rows(self.spec, len(self.rows), len(self.validation))
-        check_together(self.spec, self.world, seq2seq=seq2seq)
+        check_together(self.spec, self.world)
         optimizers.check_passes(self.wanted, halvings=self.halvings)
         self.plan = schedule.plan(self.spec, len(self.rows))
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)

@@ -49,6 +49,8 @@ CASES: dict[str, dict[str, Any]] = {
     "preferences": {"method": {"objective": "dpo", "lora": NO_DROPOUT}},
     "preferences, over a base that is spread": {"method": {"objective": "dpo", "lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
     "preferences, compared over the batch": {"method": {"objective": "dpo", "dpo": {"loss": "aot"}, "lora": NO_DROPOUT}},
+    "an encoder-decoder": {"layout": "t5", "method": {"lora": NO_DROPOUT}},
+    "an encoder-decoder, spread": {"layout": "t5", "method": {"tuner": "full"}},
     "unpaired answers": {"method": {"objective": "kto", "lora": NO_DROPOUT}},
     **{
         f"rewards, by {objective}": {"method": {"objective": objective, "lora": NO_DROPOUT, objective: options, "rewards": [VOWELS]}}
@@ -65,14 +67,15 @@ def nursery() -> Iterator[Nursery]:
 
 ROWS: dict[str, tuple[list[Any], list[Any]]] = {
     "sft": (packed(documents(24), 2), packed(documents(6, seed=9), 2)),
+    "t5": ([[(ids, ids[:5])] for ids, _ in documents(24)], [[(ids, ids[:5])] for ids, _ in documents(6, seed=9)]),
     "dpo": (pairs(12), pairs(4, seed=9)),
     "kto": (marked(6), marked(2, seed=9)),
     **dict.fromkeys(REINFORCED, (packed(documents(12, longest=16), 1), packed(documents(3, seed=9, longest=16), 1))),
 }
 
 
-def prepared(nursery: Nursery, work: Path, objective: str = "sft") -> Attempts:
-    train, validation = ROWS[objective]
+def prepared(nursery: Nursery, work: Path, kind: str = "sft") -> Attempts:
+    train, validation = ROWS[kind]
     publish_data(LocalStore(work / "store"), work, train=train, validation=validation)
     return Attempts(nursery, work)
 
@@ -86,12 +89,13 @@ def measured(attempts: Attempts, attempt: int = 1) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("parts", CASES.values(), ids=CASES)
 def test_two_processes_compute_what_one_does(nursery: Nursery, tmp_path: Path, parts: dict[str, Any]) -> None:
-    objective = parts["method"].get("objective", "sft")
+    parts = dict(parts)
+    layout, objective = parts.pop("layout", "llama"), parts["method"].get("objective", "sft")
     # A step of Adam is as long for a tiny gradient as for a great one, which makes rounding visible: shorter ones where several follow on one batch.
-    job = a_job(hyperparameters=SHORT | ({"learningRate": 0.001} if objective in REINFORCED else {}), **parts)
+    job = a_job(tiny_model(layout), hyperparameters=SHORT | ({"learningRate": 0.001} if objective in REINFORCED else {}), **parts)
     told = []
     for size in (1, 2):
-        attempts = prepared(nursery, tmp_path / str(size), objective)
+        attempts = prepared(nursery, tmp_path / str(size), layout if layout in ROWS else objective)
         assert attempts.run(job, attempt=1, digest=DIGEST, processes=size) == ExitCode.DONE
         assert attempts.outcome().artifact is not None  # which was loaded again and compared with what was trained
         told.append(measured(attempts))
