@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part, Rules, TaskUri
+from tunewright_crds.fields import Part, Rules, SecretName, TaskUri
 from tunewright_crds.method import Objective, either
 from tunewright_crds.rules import MAX_RULES, AnswerRule
 
@@ -38,6 +38,7 @@ class MetricName(StrEnum):
     INST_LEVEL_STRICT = "inst_level_strict_acc"
     PROMPT_LEVEL_LOOSE = "prompt_level_loose_acc"
     INST_LEVEL_LOOSE = "inst_level_loose_acc"
+    WIN_RATE = "win_rate"
 
 
 # The metrics of lm_eval's tasks, and whether more is better.
@@ -78,7 +79,9 @@ MEASURED_WITH: Final[dict[str, tuple[MetricName, ...]]] = {
         MetricName.PROMPT_LEVEL_LOOSE,
         MetricName.INST_LEVEL_LOOSE,
     ),
+    "judge": (MetricName.WIN_RATE,),
 }
+_GIVEN: Final = {"rules": "size(self.rules) > 0", "judge": "has(self.judge)"}
 
 
 class Classification(StrEnum):
@@ -164,10 +167,34 @@ class EvaluationTask(Part, json_schema_extra=Rules(("!self.name.matches('(^test|
         return self
 
 
+class Judge(Part):
+    """Another model that compares the answers to the test rows, behind any endpoint with OpenAI's chat API.
+
+    It is asked about each pair twice, each answer once the first to be read; one wins only if both verdicts are for it, all else is a tie. What comes of it
+    is win_rate: wins, and ties by half, of the pairs. A judge that cannot be reached fails no job, unless win_rate is required.
+    """
+
+    endpoint: str = Field(
+        max_length=1024,
+        pattern=r"^https?://[^\s@/?#]+(/[^\s?#@]*)?$",
+        description="Address that /chat/completions is below, such as https://api.example.com/v1. Prompts and answers are sent there.",
+    )
+    model: str = Field(min_length=1, max_length=256, description="Name of the judging model there.")
+    api_key_secret: SecretName = Field(
+        "",
+        alias="apiKeySecret",
+        description="Secret of this namespace with OPENAI_API_KEY, which is sent as a bearer token. Default: none.",
+    )
+    criteria: str = Field("", max_length=2048, description="What else makes an answer better, in words that the judge is told.")
+    timeout_seconds: int = Field(120, alias="timeoutSeconds", ge=1, le=3600, description="Patience with one reply.")
+    parallel: int = Field(4, ge=1, le=64, description="Questions at a time.")
+
+
 _DISABLED: Final = "require is for an evaluation that is enabled"
 _NO_BASE: Final = "betterThanBase needs compareWithBase: true"
 _NO_SUCH_TASK: Final = "require takes a fewShot that is not measured: add it to evaluation.fewShot"
 _UNKNOWN_TASK: Final = "require names a task that is none of evaluation.tasks"
+_JUDGED_ALONE: Final = "a judge compares the tuned model with its base: it needs compareWithBase: true"
 _TWICE: Final = "two of evaluation.tasks have one name"
 
 
@@ -187,10 +214,11 @@ class Evaluation(
         ("!has(self.require) || self.compareWithBase || self.require.all(r, !r.betterThanBase)", _NO_BASE),
         ("!has(self.require) || self.require.all(r, r.fewShot in self.fewShot)", _NO_SUCH_TASK),
         ("!has(self.require) || self.require.all(r, r.task == '' || self.tasks.exists(t, t.name == r.task))", _UNKNOWN_TASK),
+        ("!has(self.judge) || self.compareWithBase", _JUDGED_ALONE),
         ("!has(self.tasks) || self.tasks.all(t, self.tasks.exists_one(other, other.name == t.name))", _TWICE),
         *(
             (
-                f"!has(self.require) || size(self.{field}) > 0 || self.require.all(r, r.task != '' || !(r.metric in {_cel(names)}))",
+                f"!has(self.require) || {_GIVEN[field]} || self.require.all(r, r.task != '' || !(r.metric in {_cel(names)}))",
                 _without(field),
             )
             for field, names in MEASURED_WITH.items()
@@ -238,6 +266,7 @@ class Evaluation(
         max_length=MAX_TASKS,
         description="Tasks of lm_eval that the models are put to beside the test rows, with as many examples shown as fewShot says.",
     )
+    judge: Judge | None = Field(None, description="Another model that compares the answers of base and tuned model.")
     require: list[Requirement] = Field(
         default_factory=list, max_length=16, description="What the tuned model must reach; otherwise it is not published as a TunedModel."
     )
@@ -250,6 +279,8 @@ class Evaluation(
             raise ValueError(_NO_BASE)
         if any(wanted.few_shot not in self.few_shot for wanted in self.require):
             raise ValueError(_NO_SUCH_TASK)
+        if self.judge and not self.compare_with_base:
+            raise ValueError(_JUDGED_ALONE)
         names_of_tasks = [task.name for task in self.tasks]
         if len(set(names_of_tasks)) < len(names_of_tasks):
             raise ValueError(_TWICE)
@@ -293,7 +324,7 @@ class EvaluationStatus(Part):
     report_uri: str = Field("", alias="reportUri", max_length=2048, description="The evaluation report, with intervals and answers.")
 
 
-NO_ANSWERS: Final = "evaluation.rules and tasks are for models that answer: leave them out with objective reward"
+NO_ANSWERS: Final = "evaluation.rules, tasks and judge are for models that answer: leave them out with objective reward"
 NO_TEST_ROWS: Final = "require needs rows to test with: set dataset.testFraction, or a source with split: test"
 
 
@@ -327,7 +358,7 @@ def without_test_rows(wanted: Evaluation, *, test_examples: int) -> str:
 def unfit(wanted: Evaluation, objective: Objective) -> str:
     """Why what is required can never be met with this objective, in words; empty where it can."""
     measured = MEASURES.get(objective, ())
-    if objective is Objective.REWARD and (wanted.rules or wanted.tasks):
+    if objective is Objective.REWARD and (wanted.rules or wanted.tasks or wanted.judge):
         return NO_ANSWERS
     if objective not in MEASURES and wanted.tasks:
         return unmeasured(objective)

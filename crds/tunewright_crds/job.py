@@ -247,7 +247,8 @@ def _rules_of_requirements() -> Iterator[tuple[str, str]]:
             none = f"{of_rows} && self.evaluation.tasks.size() == 0"
             can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})" if measured else none
             yield f"self.method.objective != '{objective}' || ({can})", unmeasured(objective)
-    yield "self.method.objective != 'reward' || (self.evaluation.rules.size() == 0 && self.evaluation.tasks.size() == 0)", NO_ANSWERS
+    asked = "self.evaluation.rules.size() > 0 || self.evaluation.tasks.size() > 0 || has(self.evaluation.judge)"
+    yield f"self.method.objective != 'reward' || !({asked})", NO_ANSWERS
 
 
 def _rules_of_tuners() -> Iterator[tuple[str, str]]:

@@ -41,6 +41,7 @@ CONFIG_ANNOTATION: Final = f"{GROUP}/config"  # of a pod that outlives its owner
 STORAGE_CREDENTIALS: Final = "/var/run/tunewright/storage"
 MODEL_CREDENTIALS: Final = "/var/run/tunewright/model-credentials"
 DATASET_CREDENTIALS: Final = "/var/run/tunewright/dataset-credentials"
+JUDGE_CREDENTIALS: Final = "/var/run/tunewright/judge-credentials"
 PROGRESS_TOKEN: Final = "/var/run/tunewright/progress/token"
 SCRATCH: Final = "/scratch"
 VOLUMES: Final = "/volumes"

@@ -15,8 +15,31 @@ from tunewright_trainer.evaluate.scores import Ratio, Resampled
 
 BASE, TUNED = "base", "tuned"
 SAMPLES: Final = 20
+MIN_JUDGED: Final = 0.9  # of the pairs
 _DIGITS: Final = 6
 _NORMAL: Final = 1.96  # standard errors to each side of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said: the tuned model's `judging.win` of each example that was asked, in order, as far as it went; ``why`` it went no further."""
+
+    wins: list[float | None]
+    why: str = ""
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are verdicts on nearly all pairs, so that those that lack change little."""
+        return bool(self.wins) and not self.why and len(self.known) >= MIN_JUDGED * len(self.wins)
+
+    @property
+    def known(self) -> list[float]:
+        return [one for one in self.wins if one is not None]
+
+    def told(self) -> dict[str, Any]:
+        """For the report."""
+        counts = {name: self.known.count(value) for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
+        return counts | {"unjudged": len(self.wins) - len(self.known), "why": self.why}
 
 
 @dataclass(frozen=True)
@@ -27,6 +50,7 @@ class Task:
     expected: list[str]
     prompts: list[str]
     found: dict[str, dict[str, Any]]
+    judged: "Judged | None" = None
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Every prompt with its right answer and those of the models."""
@@ -44,6 +68,9 @@ def compare(task: Task, classification: Classification, checks: Checks, *, seed:
     for name, found in followed.items():
         metrics[name] |= found.metrics()
     rows = [_row(metric, {name: of[metric] for name, of in metrics.items()}, seed=seed) for metric in metrics[TUNED]]
+    if task.judged and task.judged.enough:
+        wins = np.array(task.judged.known)
+        rows.append(_row(MetricName.WIN_RATE, {BASE: Ratio.mean(1 - wins), TUNED: Ratio.mean(wins)}, seed=seed))
     by_class: dict[str, Any] = {}
     if labels:
         of_labels = {name: scores.of_labels(found["answers"], task.expected, labels) for name, found in task.found.items()}
@@ -59,6 +86,7 @@ def compare(task: Task, classification: Classification, checks: Checks, *, seed:
             {"rule": rule} | {name: _rounded(found.share(at)) for name, found in followed.items()}
             for at, rule in enumerate(checks.names if followed else ())
         ],
+        "judge": task.judged.told() if task.judged else None,
         "samples": samples,
     }
 
@@ -99,7 +127,7 @@ def compare_put(name: str, found: dict[str, Put]) -> dict[str, Any]:
     """The part of the report of a task of lm_eval, with intervals from its standard errors."""
     rows = [_put_row(metric, {model: of.metrics[metric] for model, of in found.items()}) for metric in found[TUNED].metrics]
     samples = [line for line, _ in zip(put_lines(name, found), range(SAMPLES), strict=False)]
-    return {"task": name, "asked": len(found[TUNED].lines), "metrics": rows, "classes": {}, "rules": [], "samples": samples}
+    return {"task": name, "asked": len(found[TUNED].lines), "metrics": rows, "classes": {}, "rules": [], "judge": None, "samples": samples}
 
 
 def _put_row(metric: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:

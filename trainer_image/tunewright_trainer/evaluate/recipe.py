@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import orjson
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, missed, task_name
+from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, MetricName, missed, task_name
 from tunewright_crds.method import Examples, Objective
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, evaluation_key
@@ -19,8 +19,9 @@ from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.evaluate import examples as questions
 from tunewright_trainer.evaluate.answers import answers, text_of
-from tunewright_trainer.evaluate.comparison import Task, compare, compare_put, measured, put_lines
+from tunewright_trainer.evaluate.comparison import Judged, Task, compare, compare_put, measured, put_lines
 from tunewright_trainer.evaluate.harness import Asking, Put, put
+from tunewright_trainer.evaluate.judging import Away, Judge, Pair, api_key
 from tunewright_trainer.evaluate.models import BASE, TUNED, subjects
 from tunewright_trainer.evaluate.report import page
 from tunewright_trainer.evaluate.rules import Checks
@@ -39,6 +40,7 @@ from tunewright_trainer.train.reward_model import scores
 log = logging.getLogger(__name__)
 
 ANSWERS: Final = "answers.jsonl"
+JUDGED_AT_ONCE: Final = 32  # pairs, whose verdicts are then kept
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Evaluation:
             for name, of_task in self.tasks.items()
             for asked in [[one for one in of_task if one.answer_at and not self.judges]]
         ]
+        tasks = [replace(task, judged=self._judged(task)) for task in tasks]
         compared = [compare(task, self.wanted.classification, self.checks, seed=self.spec.hyperparameters.seed) for task in tasks]
         put_to = {name: {subject: found[subject, name] for subject in self._names} for name in self.puts}
         compared += [compare_put(name, of) for name, of in put_to.items()]
@@ -157,6 +160,32 @@ class Evaluation:
         self._publish(lines, compared, status)
         log.info("measured %s: %s", self.store.uri(self.key), _line(metrics))
         return status
+
+    def _judged(self, task: Task) -> Judged | None:
+        """What the judge says of the answers. Raises `Refusal` where it says nothing and that is required; verdicts that are there are kept."""
+        wanted = self.wanted.judge
+        if wanted is None or not task.prompts:
+            return None
+        pairs = [Pair(*three) for three in zip(task.prompts, task.found[BASE]["answers"], task.found[TUNED]["answers"], strict=True)]
+        key = self._part("judge", task.name)
+        wins: list[float | None] = list(self._earlier_wins(key))
+        try:
+            with Judge(wanted, key=api_key()) as judge:
+                for start in range(len(wins), len(pairs), JUDGED_AT_ONCE):
+                    wins += judge.wins(pairs[start : start + JUDGED_AT_ONCE])
+                    self.store.put_bytes(key, orjson.dumps({"lineage": self.lineage, "wins": wins}))
+                    log.info("%s: judged %d of %d pairs", task.name, len(wins), len(pairs))
+        except Away as away:
+            if any(one.metric == MetricName.WIN_RATE and one.place == task.name for one in self.wanted.require):
+                raise away.refusal from away
+            log.warning("%s; win_rate is not measured", away)
+            return Judged(wins, str(away))
+        judged = Judged(wins)
+        return judged if judged.enough else replace(judged, why=f"of {len(wins)} pairs only {len(judged.known)} got a verdict")
+
+    def _earlier_wins(self, key: str) -> list[float | None]:
+        part = orjson.loads(self.store.get_bytes(key)) if self.store.exists(key) else {}
+        return part["wins"] if part.get("lineage") == self.lineage else []
 
     @property
     def _names(self) -> list[str]:
@@ -251,7 +280,8 @@ class Evaluation:
             (folder / REPORT).write_bytes(page(facts))
             (folder / ANSWERS).write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
             publish_folder(self.store, folder, self.key, manifest=self.lineage | {"evaluation": status})
-        self.store.delete([self._part(*place) for place in self._places()])
+        judged = [("judge", task) for task in self.tasks] if self.wanted.judge else []
+        self.store.delete([self._part(*place) for place in [*self._places(), *judged]])
 
 
 def _prefers(model: Tuned, example: questions.Example) -> bool:

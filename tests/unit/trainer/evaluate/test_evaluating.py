@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.judge import a_judge, by
 from tests.support.models import END, tiny_model
 from tests.support.training import NAMESPACE, UID, a_job
 from tests.unit.trainer.evaluate.test_evaluating_tasks import SIGNS, write_task
@@ -17,7 +18,7 @@ from tunewright_crds.errors import ExitCode, FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import cli, evaluate, prepare, train
-from tunewright_trainer.evaluate import recipe
+from tunewright_trainer.evaluate import judging, recipe
 from tunewright_trainer.storage import LocalStore
 
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
@@ -173,6 +174,34 @@ def test_the_models_are_put_to_tasks_of_lm_eval_beside_the_test_rows(place: tupl
     with pytest.raises(Refusal, match="signs is 1") as refusal:
         measure(job(work, maxExamples=12, tasks=tasks[:1], require=[{"metric": "acc", "task": "signs", "max": 0.1}]), there, tmp_path / "f")
     assert refusal.value.code is FailureCode.QUALITY_TOO_LOW
+
+
+def test_a_judge_compares_the_answers_and_is_asked_about_none_twice(
+    place: tuple[Path, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, there = place
+    monkeypatch.setattr(recipe, "JUDGED_AT_ONCE", 4)
+    knows = by(lambda first, _: "A" if first in WORDS.values() else "B")
+    with a_judge(lambda number, body: (401, {}, "") if 7 < number < 10 else knows(number, body)) as stand_in:
+        required = [{"metric": "win_rate", "min": 0.8, "betterThanBase": True}]
+        options = {"endpoint": stand_in.url, "model": "judge-1", "parallel": 1}
+        config = job(work, maxExamples=8, fewShot=[0], judge=options, require=required)
+        with pytest.raises(Refusal) as refusal:  # half of the verdicts are there
+            measure(config, there, tmp_path / "denied")
+        assert refusal.value.code is FailureCode.ACCESS_DENIED
+        status = told(measure(config, there, tmp_path / "e"))
+        assert numbers(status)["win_rate"] == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
+        assert len(stand_in.bodies) == 2 * 8 + 1
+    part = json.loads(there[0].get_bytes(f"{KEY}/report.json"))["tasks"][0]
+    assert part["judge"] == {"wins": 8, "ties": 0, "losses": 0, "unjudged": 0, "why": ""}
+    assert not list(there[0].list(f"{KEY}/parts/"))
+    assert "The tuned model won 8" in there[0].get_bytes(f"{KEY}/report.html").decode()
+
+    monkeypatch.setattr(judging, "PATIENCE_SECONDS", 0)  # the judge is gone now
+    alone = told(measure(job(work, maxExamples=8, fewShot=[0], judge=options), there, tmp_path / "f"))
+    assert "win_rate" not in numbers(alone)
+    assert numbers(alone)["exact_match"][1] >= 0.8
+    assert "No win rate: the judge at" in there[0].get_bytes(f"{KEY}/report.html").decode()
 
 
 class Dies(Exception):
