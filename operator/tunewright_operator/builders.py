@@ -229,9 +229,8 @@ def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, 
         secrets[names.MODEL_CREDENTIALS] = config.spec.model.credentials_secret
     if config.spec.dataset.credentials_secret:
         secrets[names.DATASET_CREDENTIALS] = config.spec.dataset.credentials_secret
-    judge = config.spec.evaluation.judge
-    if role is Role.EVALUATE and judge and judge.api_key_secret:
-        secrets[names.JUDGE_CREDENTIALS] = judge.api_key_secret
+    if role is Role.EVALUATE and config.spec.evaluation.judge.api_key_secret:
+        secrets[names.JUDGE_CREDENTIALS] = config.spec.evaluation.judge.api_key_secret
     volumes, mounts = _secret_files(secrets)
     model = [] if role is Role.DISCARD else [claim_of(config.spec.model.uri)]
     data = config.spec.dataset.claims if role in (Role.SHARD, Role.PREPARE) else []

@@ -269,6 +269,7 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
     "two tasks of one name": ({"evaluation.tasks": [{"name": "x", "uri": f"s3://b-1/{at}/"} for at in "ab"]}, "have one name"),
     "a rule without its pattern": ({"evaluation.rules": [{"type": "regex"}]}, "pattern is for type regex"),
     "a verdict that is required without a judge": (_required(metric="win_rate", min=0.5), "evaluation.judge must be given"),
+    "criteria for no judge": ({"evaluation.judge": {"criteria": "Be brief."}}, "a judge needs endpoint and model"),
     "a judge of one model": (
         {"evaluation.judge": {"endpoint": "https://j.example/v1", "model": "m"}, "evaluation.compareWithBase": False},
         "it needs compareWithBase",

@@ -74,6 +74,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
     "tasks for a judge": ({"tasks": [{"name": "x", "uri": "s3://b-1/t/"}]}, "reward", {}, "for models that answer"),
     "a judge's verdict without a judge": ({"require": [{"metric": "win_rate", "min": 0.5}]}, "sft", {}, "evaluation.judge must be given"),
     "a judge of one model": ({"judge": JUDGE, "compareWithBase": False}, "sft", {}, "needs compareWithBase"),
+    "a judge without a model": ({"judge": {"endpoint": "https://judge.example/v1"}}, "sft", {}, "needs endpoint and model"),
+    "criteria for no judge": ({"judge": {"criteria": "Be brief."}}, "sft", {}, "needs endpoint and model"),
     "a judge of judges": ({"judge": JUDGE}, "reward", {}, "for models that answer"),
     "a key in an address": ({"judge": JUDGE | {"endpoint": "https://me:key@judge.example/v1"}}, "sft", {}, "match pattern"),
     "a file as a judge": ({"judge": JUDGE | {"endpoint": "file:///etc/passwd"}}, "sft", {}, "match pattern"),

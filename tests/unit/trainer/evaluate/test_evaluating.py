@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_a_judge_compares_the_answers_and_is_asked_about_none_twice(
     work, there = place
     monkeypatch.setattr(recipe, "JUDGED_AT_ONCE", 4)
     knows = by(lambda first, _: "A" if first in WORDS.values() else "B")
-    with a_judge(lambda number, body: (401, {}, "") if 7 < number < 10 else knows(number, body)) as stand_in:
+    with a_judge(lambda number, body: (401, {}, "") if number == 8 else knows(number, body)) as stand_in:
         required = [{"metric": "win_rate", "min": 0.8, "betterThanBase": True}]
         options = {"endpoint": stand_in.url, "model": "judge-1", "parallel": 1}
         config = job(work, maxExamples=8, fewShot=[0], judge=options, require=required)
@@ -308,6 +309,44 @@ def test_preferences_are_measured_by_how_often_the_chosen_answer_is_likelier(tmp
     assert base < 0.5
     assert value > 0.9
     assert "exact_match" in found
+
+
+def test_marked_answers_are_measured_by_how_often_the_good_ones_are_likelier(tmp_path: Path) -> None:
+    settings = {"batchSize": 8, "learningRate": 0.01, "maxSteps": 30}
+    config = a_tuning(tmp_path, pairs=True, method={"objective": "kto"}, hyperparameters=settings, evaluation={"maxNewTokens": 4})
+    there = tuned(config, tmp_path)
+    found = numbers(told(measure(config, there, tmp_path / "e", kind="adapter")))
+    base, value = found["preference_accuracy"]
+    assert base is not None
+    assert base < 0.6
+    assert value > 0.9
+    assert found["loss"][1] < found["loss"][0]  # type: ignore[operator]
+    answers = [json.loads(line) for line in there[0].get_bytes(f"{KEY}/answers.jsonl").decode().splitlines()]
+    assert {line["expected"] for line in answers} == {"yes"}, "bad answers are no right ones"
+
+
+def test_a_model_that_learned_from_rewards_is_measured_by_them(tmp_path: Path) -> None:
+    rewards = [{"type": "regex", "pattern": "[aeiou]", "weight": 2}, {"type": "exact-match"}, {"type": "length", "max": 3, "weight": -1}]
+    config = a_tuning(
+        tmp_path,
+        method={"objective": "grpo", "tuner": "full", "rewards": rewards, "grpo": {"maxNewTokens": 6, "generations": 2}},
+        hyperparameters={"batchSize": 4, "learningRate": 0.01, "maxSteps": 2},
+        evaluation={"maxNewTokens": 6, "maxExamples": 12, "require": [{"metric": "reward", "min": -1}]},
+    )
+    there = tuned(config, tmp_path)
+    status = told(measure(config, there, tmp_path / "e"))
+    answers = [json.loads(line) for line in there[0].get_bytes(f"{KEY}/answers.jsonl").decode().splitlines()]
+    expected = [
+        sum(2 * bool(re.search("[aeiou]", line[model])) + (line[model] == line["expected"]) - (len(line[model]) <= 3) for line in answers)
+        / 12
+        for model in ("base", "tuned")
+    ]
+    assert numbers(status)["reward"] == pytest.approx(expected, abs=1e-5)
+    assert "exact_match" in numbers(status)
+    report = json.loads(there[0].get_bytes(f"{KEY}/report.json"))["tasks"][0]
+    assert [row["reward"] for row in report["rewards"]] == ["regex", "exact-match", "length"]
+    row = next(row for row in report["metrics"] if row["metric"] == "reward")
+    assert row["tuned"]["interval"][0] <= row["tuned"]["value"] <= row["tuned"]["interval"][1]
 
 
 def test_a_reward_model_is_measured_by_how_often_it_judges_the_chosen_answer_better(tmp_path: Path) -> None:
