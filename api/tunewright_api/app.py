@@ -72,8 +72,8 @@ def _add_own_routes(app: FastAPI) -> None:
     @app.post("/internal/progress", include_in_schema=False)
     async def progress(request: Request, parts: PartsDep) -> JSONResponse:
         body = bodies.json_object(await bodies.read(request, limit=MAX_PROGRESS_BYTES))
-        written = await parts.progress.take(bearer(request.headers.get("authorization")), body)
-        return JSONResponse({"written": written}, 202)
+        answer = await parts.progress.take(bearer(request.headers.get("authorization")), body)
+        return JSONResponse(answer.model_dump(), 202)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request, parts: PartsDep) -> Response:

@@ -19,8 +19,8 @@ from tunewright_api.errors import Conflict, Forbidden, Gone, Invalid, Unavailabl
 from tunewright_api.kube import Kube, KubeError, KubeUnreachable
 from tunewright_crds import names
 from tunewright_crds.names import Phase
-from tunewright_crds.pod import ProgressReport, clean
-from tunewright_crds.status import CheckpointStatus
+from tunewright_crds.pod import ProgressAnswer, ProgressReport, clean
+from tunewright_crds.status import MAX_REQUEST, LastCheckpoint
 
 MAX_JOBS: Final = 10_000  # jobs whose pace is remembered; one that falls out may write once more than it should
 MAX_INTEGER: Final = 2**53 - 1  # what every JSON reader keeps exactly
@@ -35,29 +35,37 @@ class _Written:
     at: float
     attempt: int
     finished: bool
-    checkpoint: CheckpointStatus | None
+    checkpoint: LastCheckpoint | None
+    answered: str
 
 
 class Pace:
-    """Which reports are written: the first and the last of an attempt at once, others at most every ``seconds`` a job."""
+    """Which reports are written: the first and the last of an attempt and an answer to a request at once, others at most every ``seconds`` a job."""
 
     def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
         self._jobs: OrderedDict[str, _Written] = OrderedDict()
 
-    def admit(self, report: ProgressReport) -> CheckpointStatus | bool:
+    def admit(self, report: ProgressReport) -> LastCheckpoint | bool:
         """Whether to write now; then the checkpoint to write with it (True: none is known), otherwise False."""
         uid, now = report.job.uid, self._clock()
         last = self._jobs.get(uid)
         # A checkpoint of a report that is not written goes with the next one that is.
         checkpoint = report.last_checkpoint or (last.checkpoint if last else None)
         finished = 0 < report.progress.max_steps <= report.progress.step
-        due = last is None or report.progress.attempt != last.attempt or (finished and not last.finished) or now - last.at >= self._seconds
+        answers = last is not None and checkpoint is not None and checkpoint.request not in ("", last.answered)
+        due = (
+            last is None
+            or report.progress.attempt != last.attempt
+            or (finished and not last.finished)
+            or answers
+            or now - last.at >= self._seconds
+        )
         if last is not None and not due:
             last.checkpoint = checkpoint
             return False
-        self._jobs[uid] = _Written(now, report.progress.attempt, finished, checkpoint)
+        self._jobs[uid] = _Written(now, report.progress.attempt, finished, checkpoint, checkpoint.request if checkpoint else "")
         self._jobs.move_to_end(uid)
         while len(self._jobs) > MAX_JOBS:
             self._jobs.popitem(last=False)
@@ -74,17 +82,17 @@ class Progress:
         self._pace = Pace(seconds)
         self._pods: Remembered[Object | None] = Remembered()
 
-    async def take(self, token: str, body: dict[str, Any]) -> bool:
-        """Checks and, where due, writes a report. Returns whether it was written."""
+    async def take(self, token: str, body: dict[str, Any]) -> ProgressAnswer:
+        """Checks and, where due, writes a report. Returns whether it was written, and what the job's owner asks of the pod."""
         who = await self._auth.identity(token, audience=names.PROGRESS_AUDIENCE)
         report = read_report(body)
         await self._check_sender(who, report)
-        self._check_job(report)
+        job = self._job(report)
+        asked = clean((job["metadata"].get("annotations") or {}).get(names.CHECKPOINT_ANNOTATION, ""), limit=MAX_REQUEST)
         checkpoint = self._pace.admit(report)
-        if checkpoint is False:
-            return False
-        await self._write(report, checkpoint if isinstance(checkpoint, CheckpointStatus) else None)
-        return True
+        if checkpoint is not False:
+            await self._write(report, checkpoint if isinstance(checkpoint, LastCheckpoint) else None)
+        return ProgressAnswer(written=checkpoint is not False, checkpoint=asked)
 
     async def _check_sender(self, who: Identity, report: ProgressReport) -> None:
         """Raises Forbidden unless the caller is a running pod of the job."""
@@ -107,7 +115,8 @@ class Progress:
                 return None
             raise Unavailable("The front end may not read pods; its role is incomplete.", retry_after=60) from error
 
-    def _check_job(self, report: ProgressReport) -> None:
+    def _job(self, report: ProgressReport) -> Object:
+        """The job as it was last seen. Raises Gone or Conflict where the report comes too late."""
         job = self._cache.jobs.get(report.job.namespace, report.job.name)
         if job is None or job["metadata"]["uid"] != report.job.uid:
             raise Gone("The job is no more.")
@@ -116,8 +125,9 @@ class Progress:
             raise Gone("The job has ended.")
         if status.get("progress", {}).get("attempt", 0) > report.progress.attempt:
             raise Conflict("A later attempt of the job reports already.")
+        return job
 
-    async def _write(self, report: ProgressReport, checkpoint: CheckpointStatus | None) -> None:
+    async def _write(self, report: ProgressReport, checkpoint: LastCheckpoint | None) -> None:
         path = f"/apis/{names.API_VERSION}/namespaces/{report.job.namespace}/{names.JOBS}/{report.job.name}/status"
         try:
             await self._kube.json_patch(path, patch(report, checkpoint), manager=names.PROGRESS_MANAGER)
@@ -132,7 +142,7 @@ class Progress:
             raise Unavailable(f"The progress could not be written ({error.status}).", retry_after=60) from error
 
 
-def patch(report: ProgressReport, checkpoint: CheckpointStatus | None) -> list[dict[str, Any]]:
+def patch(report: ProgressReport, checkpoint: LastCheckpoint | None) -> list[dict[str, Any]]:
     """The JSON patch of the status; it fails as a whole where the job is another than the report's."""
     progress = report.progress.model_dump(mode="json", by_alias=True, exclude_none=True)
     operations: list[dict[str, Any]] = [

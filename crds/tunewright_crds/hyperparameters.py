@@ -47,6 +47,35 @@ class EarlyStopping(Part):
     min_delta: float = Field(0.0, alias="minDelta", ge=0, description="An evaluation loss lower by more than this counts as improvement.")
 
 
+class DivergenceAction(StrEnum):
+    ROLLBACK = "rollback"
+    FAIL = "fail"
+
+
+class Divergence(Part):
+    """What becomes of a loss that goes astray: that is no number, or has risen and stays high."""
+
+    action: DivergenceAction = Field(
+        DivergenceAction.ROLLBACK,
+        description="rollback: go back to the weights before, and leave out the batches that led astray; fail: end the job as LossDiverged.",
+    )
+    max_rollbacks: int = Field(
+        3,
+        alias="maxRollbacks",
+        ge=0,
+        le=100,
+        description="So many in a row (within ten steps; where the loss has risen, 64); then, or when half of all steps would be left out, the job ends as LossDiverged.",
+    )
+    spike_factor: float = Field(
+        5.0,
+        alias="spikeFactor",
+        ge=0,
+        le=1000,
+        description="A loss has risen too high when in five steps it exceeds the median of the last 64 by so many times the distance from there to their 90th percentile; "
+        "0: only what is no number is noticed. Objectives that learn from rewards have no such loss.",
+    )
+
+
 class Galore(Part):
     """Options of optimizer galore (Zhao et al. 2024, arXiv:2403.03507)."""
 
@@ -106,6 +135,7 @@ class Hyperparameters(Part):
     early_stopping: EarlyStopping = Field(
         default_factory=EarlyStopping, alias="earlyStopping", description="Stop when validation no longer improves."
     )
+    divergence: Divergence = Field(default_factory=Divergence, description="What to do when the loss goes astray.")
     evaluations_per_epoch: float = Field(
         1.0, alias="evaluationsPerEpoch", gt=0, le=1000, description="How often the validation loss is measured."
     )

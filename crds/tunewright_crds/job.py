@@ -29,7 +29,6 @@ from tunewright_crds.fields import (
 )
 from tunewright_crds.hyperparameters import BATCH_AT_ONCE, MISPLACED_GALORE, WITHIN_BACKWARD, Galore, Hyperparameters, Optimizer
 from tunewright_crds.method import (
-    ALONE,
     APART,
     ARCHITECTURE,
     LEARNS_FROM,
@@ -49,6 +48,7 @@ from tunewright_crds.method import (
 from tunewright_crds.preference import DPO_RULES, KtoLoss
 from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
+from tunewright_crds.tracking import Hub, Tracking, rules_of_destinations
 
 MAX_CLAIMS: Final = 8  # volumes that a pod mounts
 
@@ -135,6 +135,7 @@ class Output(Part):
         "model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
         "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
+    hub: Hub = Field(default_factory=Hub)
 
 
 class Deploy(Part):
@@ -166,13 +167,8 @@ _STARTED = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
 _REF_HAS_CONVERSATIONS: Final = (
     "an InstructionDataset holds conversations: with another objective than sft, name the sources in the job itself"
 )
-_NOT_TOGETHER: Final = f"objective {either([one.value for one in ALONE])} trains in one process yet: leave resources.nodes at 1, and resources.gpusPerNode at 0 or 1"
 _ANSWERS_ONLY: Final = "with another objective than sft only answers count: trainOn is response or last-response"
 _OTHER_SMOOTHING: Final = "hyperparameters.labelSmoothing is for objective sft; dpo has method.dpo.labelSmoothing"
-SEQ2SEQ_ALONE: Final = (
-    "an encoder-decoder (seq2seq) trains in one process yet: leave resources.nodes at 1, and resources.gpusPerNode at 0 or 1"
-)
-_ONE_PROCESS: Final = "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1)"
 _SEQ2SEQ_SHOTS: Final = "an encoder-decoder (seq2seq) is measured without examples: leave evaluation.fewShot at [0]"
 _NOT_SERVED: Final = "a reward model judges answers and gives none: leave deploy out"
 _EMPTY_MINI_BATCHES: Final = "method.ppo.miniBatches is above batchSize: some would be empty"
@@ -283,12 +279,11 @@ class JobSpec(
     Part,
     json_schema_extra=Rules(
         *_rules_of_objectives(),
-        (f"{_ONE_PROCESS} || !(self.method.objective in {_cel(ALONE)})", _NOT_TOGETHER),
         *_rules_of_requirements(),
         *_rules_of_tuners(),
+        *rules_of_destinations(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
         ("self.model.architecture != 'seq2seq' || self.evaluation.fewShot.all(shots, shots == 0)", _SEQ2SEQ_SHOTS),
-        (f"self.model.architecture != 'seq2seq' || {_ONE_PROCESS}", SEQ2SEQ_ALONE),
     ),
 ):
     """What is wanted."""
@@ -301,6 +296,7 @@ class JobSpec(
     checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
     evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Output = Field(default_factory=Output, description="What is published.")
+    tracking: Tracking = Field(default_factory=Tracking)
     deploy: Deploy = Field(default_factory=Deploy, description="Serve the tuned model once it is published.")
     suspend: bool = Field(False, description="Stop with a checkpoint and hold; false goes on at the exact step.")
     cancel: bool = Field(False, description="End the job for good. Checkpoints stay; no model is published.")
@@ -383,14 +379,6 @@ class JobSpec(
         return self.resources.sharding is Sharding.FULL or (self.resources.sharding is Sharding.AUTO and automatic)
 
     @model_validator(mode="after")
-    def _trains_together(self) -> "JobSpec":
-        if self.resources.processes > 1 and self.method.objective in ALONE:
-            raise ValueError(_NOT_TOGETHER)
-        if self.resources.processes > 1 and self.model.architecture is Architecture.SEQ2SEQ:
-            raise ValueError(SEQ2SEQ_ALONE)
-        return self
-
-    @model_validator(mode="after")
     def _requirements_can_be_met(self) -> "JobSpec":
         if self.evaluation.needs_rows and not (self.dataset.ref or self.dataset.has_test):
             raise ValueError(NO_TEST_ROWS)
@@ -412,8 +400,6 @@ def seq2seq_mistake(spec: JobSpec) -> tuple[str, str] | None:
     for pair in APART:
         if pair.field == ARCHITECTURE and Architecture.SEQ2SEQ in pair.values and not {*pair.others}.isdisjoint(_found(spec, pair.other)):
             return f"spec.{pair.other}", pair.because
-    if spec.resources.processes > 1:
-        return f"spec.resources.{spec.resources.multiplied_by}", SEQ2SEQ_ALONE
     return ("spec.evaluation.fewShot", _SEQ2SEQ_SHOTS) if any(spec.evaluation.few_shot) else None
 
 
@@ -428,6 +414,7 @@ class InstructionTuningJob(
         (f"{_STARTED} || self.spec.checkpointing == oldSelf.spec.checkpointing", f"spec.checkpointing {_FROZEN}"),
         (f"{_STARTED} || self.spec.evaluation == oldSelf.spec.evaluation", f"spec.evaluation {_FROZEN}"),
         (f"{_STARTED} || self.spec.output == oldSelf.spec.output", f"spec.output {_FROZEN}"),
+        (f"{_STARTED} || self.spec.tracking == oldSelf.spec.tracking", f"spec.tracking {_FROZEN}"),
         (
             "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || self.spec.cancel",
             "a cancelled job cannot be taken back; apply a new one",

@@ -117,9 +117,6 @@ LEARNS_FROM: Final[dict[Objective, Examples]] = {
 REINFORCED: Final = tuple(objective for objective, examples in LEARNS_FROM.items() if examples is Examples.PROMPTS)
 """The objectives that learn from rewards for answers of the model's own."""
 
-ALONE: Final = (*REINFORCED, Objective.KTO)
-"""The objectives that cannot be shared by several processes yet."""
-
 
 class Lora(Part):
     """Options of the LoRA tuners (Hu et al. 2021, arXiv:2106.09685; with dora: Liu et al. 2024, arXiv:2402.09353)."""

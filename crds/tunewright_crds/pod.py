@@ -10,7 +10,7 @@ from tunewright_crds.errors import FailureCode
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.job import JobSpec
-from tunewright_crds.status import BestCheckpoint, CheckpointStatus, MemoryStatus, Progress, PublishedForm
+from tunewright_crds.status import BestCheckpoint, HubCopy, LastCheckpoint, MemoryStatus, Progress, PublishedForm
 
 MAX_TERMINATION_BYTES: Final = 4096  # the kubelet keeps no more
 MAX_PROGRESS_BYTES: Final = 65_536
@@ -67,6 +67,7 @@ class Published(Part):
     digest: str
     base: str = Field("", description="The model that was tuned; of the hub's at the commit that was read.")
     forms: list[PublishedForm] = Field(default_factory=list, description="Every form that was published, the served one first.")
+    hub: HubCopy | None = None
 
 
 class Outcome(Part):
@@ -78,7 +79,8 @@ class Outcome(Part):
     attempt: int = 0
     resumed_from_step: int | None = None
     reached_step: int | None = None
-    last_checkpoint: CheckpointStatus | None = None
+    rollbacks: int = 0
+    last_checkpoint: LastCheckpoint | None = None
     best_checkpoint: BestCheckpoint | None = None
     artifact: Published | None = None
     evaluation: EvaluationStatus | None = None
@@ -108,7 +110,14 @@ class ProgressReport(Part):
 
     job: JobIdentity
     progress: Progress
-    last_checkpoint: CheckpointStatus | None = None
+    last_checkpoint: LastCheckpoint | None = None
+
+
+class ProgressAnswer(Part):
+    """The front end's answer to a report. ``checkpoint`` is the last value of the job's annotation that asks for one, or nothing."""
+
+    written: bool
+    checkpoint: str = ""
 
 
 def clean(text: str, *, limit: int = MAX_MESSAGE) -> str:

@@ -90,11 +90,6 @@ class Resources(PodResources):
         """Training processes of all pods."""
         return self.nodes * self.processes_per_node
 
-    @property
-    def multiplied_by(self) -> str:
-        """The field that asks for several processes, as its user wrote it."""
-        return "nodes" if self.nodes > 1 else "gpusPerNode"
-
 
 class ServingResources(Part):
     """What a serving pod asks for."""

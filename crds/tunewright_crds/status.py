@@ -12,6 +12,8 @@ from tunewright_crds.names import Phase
 
 MAX_ATTEMPTS_TOLD: Final = 10
 MAX_METRICS: Final = 32  # of a progress
+MAX_HUB_ERROR: Final = 512
+MAX_REQUEST: Final = 64  # characters of a request for a checkpoint
 
 
 class ConditionStatus(Part):
@@ -57,6 +59,16 @@ class CheckpointStatus(Part):
     uri: str = Field("", max_length=2048, description="Its folder.")
 
 
+class LastCheckpoint(CheckpointStatus):
+    """What the next attempt goes on from."""
+
+    request: str = Field(
+        "",
+        max_length=MAX_REQUEST,
+        description="The last value of the annotation tunewright.dev/checkpoint that it, or one before, answers.",
+    )
+
+
 class BestCheckpoint(CheckpointStatus):
     """The best validation so far."""
 
@@ -77,6 +89,7 @@ class AttemptStatus(Part):
     reached_step: int | None = Field(None, alias="reachedStep", ge=0, description="Last step that it is known to have done.")
     lost_steps: int | None = Field(None, alias="lostSteps", ge=0, description="Steps done by it that the next attempt did again.")
     micro_batch_halvings: int = Field(0, alias="microBatchHalvings", ge=0, description="How often the micro-batch was halved for it.")
+    rollbacks: int = Field(0, ge=0, description="How often training had gone back by its end, since the loss went astray.")
 
 
 class PreparationRestarts(Part):
@@ -107,6 +120,13 @@ class PublishedForm(Part):
     servability: str = Field("", max_length=16, description="Who can serve it: see TunedModel's forms.")
 
 
+class HubCopy(Part):
+    """The copy of a published model on the Hugging Face hub."""
+
+    uri: str = Field("", max_length=512, description="hf://org/name@commit; empty where there is none.")
+    error: str = Field("", max_length=MAX_HUB_ERROR, description="Why there is none.")
+
+
 class ModelStatus(Part):
     """What was published."""
 
@@ -117,6 +137,7 @@ class ModelStatus(Part):
     digest: str = Field("", max_length=128, description="Hash of the artefact's manifest.")
     base: str = Field("", max_length=2048, description="The model that was tuned; of the hub's at the commit that was read.")
     forms: list[PublishedForm] = Field(default_factory=list, max_length=8, description="Every form that was published.")
+    hub: HubCopy | None = Field(None, description="Its copy on the Hugging Face hub, where output.hub asks for one.")
     step: int = Field(0, ge=0, description="Optimizer step that training ended with.")
 
 
@@ -199,7 +220,13 @@ class JobStatus(PreparationStatus):
         0, alias="suspendedSeconds", ge=0, description="Time spent suspended before; the deadline does not count it."
     )
     progress: Progress | None = Field(None, description="How far training is.")
-    last_checkpoint: CheckpointStatus | None = Field(None, alias="lastCheckpoint", description="What the next attempt goes on from.")
+    last_checkpoint: LastCheckpoint | None = Field(None, alias="lastCheckpoint", description="What the next attempt goes on from.")
+    answered_request: str = Field(
+        "",
+        alias="answeredRequest",
+        max_length=MAX_REQUEST,
+        description="The last request for a checkpoint whose answer an event has told.",
+    )
     best_checkpoint: BestCheckpoint | None = Field(None, alias="bestCheckpoint", description="The best validation so far.")
     attempts: list[AttemptStatus] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."

@@ -174,6 +174,7 @@ def _fill(work: Work, attempt: AttemptStatus, pod: Pod | None, outcome: Outcome 
     reached = outcome.reached_step if outcome else None
     attempt.resumed_from_step = resumed if resumed is not None else (progress.resumed_from_step if progress else None)
     attempt.reached_step = reached if reached is not None else (progress.step if progress else None)
+    attempt.rollbacks = outcome.rollbacks if outcome else 0
     _count_lost_steps(work, attempt)
     if outcome and outcome.last_checkpoint:
         work.status.last_checkpoint = outcome.last_checkpoint

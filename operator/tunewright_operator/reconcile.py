@@ -4,6 +4,7 @@ It is level-based: it looks at what is there, not at what changed, so a change o
 the same to it, and asking twice does no harm.
 """
 
+import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -83,6 +84,16 @@ def take_up(work: Work) -> bool:
     """Starts the job's clock, unless it was applied suspended."""
     if work.status.start_time is None and not work.wanted.suspend and not work.wanted.cancel:
         work.status.start_time = work.now
+    return False
+
+
+def tell_the_checkpoint(work: Work) -> bool:
+    """Says by an event that a checkpoint was saved that the job's owner had asked for."""
+    last = work.status.last_checkpoint
+    if last and last.request and last.request != work.status.answered_request:
+        work.status.answered_request = last.request
+        unique = f"checkpoint-{hashlib.sha256(last.request.encode()).hexdigest()[:16]}"
+        work.tell(Reason.CHECKPOINT_SAVED, f"request {last.request}: step {last.step} is saved at {last.uri}", unique=unique)
     return False
 
 
@@ -222,6 +233,7 @@ STEPS: Final[tuple[Callable[[Work], bool], ...]] = (
     take_up,
     hear_preparation,
     hear_attempts,
+    tell_the_checkpoint,
     hear_evaluation,
     cancel,
     publish,

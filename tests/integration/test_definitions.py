@@ -75,6 +75,9 @@ FIELDS = {
         {"objective": "ppo", "rewards": [{"type": "exact-match"}], "ppo": {"miniBatches": 17}},
         "miniBatches is above batchSize",
     ),
+    "a tracker without its server": ("tracking", {"mlflow": {"credentialsSecret": "keys"}}, "tracking.mlflow is sent to a server"),
+    "a tracker without a project": ("tracking", {"wandb": {"entity": "team"}}, "tracking.wandb is sent to a project"),
+    "a copy on the hub to nowhere": ("output", {"hub": {"private": False}}, "output.hub is sent to a repository"),
     "a reward of no pattern": ("method", {"objective": "grpo", "rewards": [{"type": "regex"}]}, "pattern is for type regex"),
     "a reward of no length": ("method", {"objective": "grpo", "rewards": [{"type": "length", "min": 2, "max": 1}]}, "min is above max"),
     "options of lora with another tuner": (
@@ -134,7 +137,6 @@ def test_an_encoder_decoder_is_tuned_by_answers_only(kubectl: Kubectl, namespace
         ("dataset", {"trainOn": "all"}, "learns answers only"),
         ("method", {"tuner": "p-tuning"}, "is not tuned by"),
         ("hyperparameters", {"optimizer": "lomo"}, "is not trained with optimizer"),
-        ("resources", {"gpusPerNode": 2}, "trains in one process"),
         ("output", {"formats": ["gguf"]}, "is published as adapter or merged"),
     ):
         wrong = copy.deepcopy(job)
@@ -198,6 +200,8 @@ RIGHT = {
     ),
     "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "marked answers": ("method", {"objective": "kto", "kto": {"loss": "apo_zero_unpaired", "desirableWeight": 2}}),
+    "where results go": ("tracking", {"mlflow": {"uri": "https://m.example"}, "wandb": {"project": "p", "credentialsSecret": "keys"}}),
+    "a copy on the hub": ("output", {"hub": {"repository": "team/helper", "credentialsSecret": "keys"}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "several nodes": ("resources", {"nodes": 4, "gpusPerNode": 8}),
     "rewards": (

@@ -15,7 +15,7 @@ from tunewright_crds.errors import FailureCode
 from tunewright_crds.evaluation import EvaluationStatus, Measured
 from tunewright_crds.instruction_dataset import InstructionDatasetStatus
 from tunewright_crds.pod import Failed, Outcome, Published
-from tunewright_crds.status import CheckpointStatus, JobStatus
+from tunewright_crds.status import JobStatus, LastCheckpoint
 from tunewright_operator.controller import dump, status_changes
 from tunewright_operator.datasets import reconcile_dataset
 from tunewright_operator.observed import (
@@ -112,7 +112,7 @@ def failure(code: FailureCode, message: str = "it broke", **fields: Any) -> Outc
 
 def stopped(*, resumed: int, reached: int) -> Outcome:
     """Last words of a trainer that was told to stop."""
-    checkpoint = CheckpointStatus(step=reached, uri=f"s3://tunewright/step-{reached}")
+    checkpoint = LastCheckpoint(step=reached, uri=f"s3://tunewright/step-{reached}")
     return Outcome(attempt=1, resumed_from_step=resumed, reached_step=reached, last_checkpoint=checkpoint)
 
 

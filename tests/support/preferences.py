@@ -10,6 +10,7 @@ from tests.support.training import Row, a_job
 from tunewright_trainer.train import data, metrics
 from tunewright_trainer.train.model import Tuned, load
 from tunewright_trainer.train.objective import Coupled, Optimised, shares_of
+from tunewright_trainer.train.world import World
 
 CPU = torch.device("cpu")
 NO_DROPOUT = {"dropout": 0}
@@ -49,6 +50,7 @@ def accumulated(tuned: Tuned, made: Sequence[Row], objective: Optimised | Couple
     found: dict[str, float] = {}
     rows = rows_of(made)
     groups = list(data.grouped(rows, each))
-    for group, share in zip(groups, shares_of(objective, tuned, groups), strict=True):
+    (shares,) = shares_of(objective, tuned, [groups], World())
+    for group, share in zip(groups, shares, strict=True):
         found = metrics.added(found, objective.backward(tuned, data.micro_batch(group, CPU), share_of=share))
     return found, gradient(tuned)

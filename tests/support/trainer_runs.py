@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from tests.support.training import poison
 from tunewright_crds.pod import Outcome, PodConfig
 
 LIMIT_SECONDS: Final = 120.0
@@ -79,7 +80,7 @@ class Attempts:
         self._nursery = nursery
 
     def start(self, config: PodConfig, *, attempt: int, digest: str, **harm: Any) -> None:
-        """Begin an attempt. ``harm``: ``processes=N`` that train together; ``environment={...}``; ``kill_at_write=N``; ``terminate_at_step=N``, of several processes the last; ``pause_at_step=N``, until `go_on`; ``s3`` true takes the config's
+        """Begin an attempt. ``harm``: ``processes=N`` that train together; ``environment={...}``; ``kill_at_write=N``; ``poisoned=[N, ...]``, steps whose loss is no number; ``terminate_at_step=N``, of several processes the last; ``pause_at_step=N``, until `go_on`; ``s3`` true takes the config's
         storage, with the keys in the folder ``keys``."""
         self.message.unlink(missing_ok=True)
         plain = config.model_dump(mode="json", by_alias=True)
@@ -164,6 +165,8 @@ def _attempt(command: dict[str, Any]) -> None:
     )
     if "terminate_at_step" in command and int(os.environ.get("RANK", "0")) == command.get("processes", 1) - 1:
         _before_step(command["terminate_at_step"], _terminate)
+    if "poisoned" in command:
+        poison(setattr, command["poisoned"])
     if "pause_at_step" in command:
         _before_step(command["pause_at_step"], lambda: _pause(work / PAUSED))
     try:

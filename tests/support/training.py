@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -144,6 +144,30 @@ def stop_in_step(patch: pytest.MonkeyPatch, step: int) -> None:
         plain(run)
 
     patch.setattr(recipe.Run, "step", stopping)
+
+
+def poison(patch: Callable[[Any, str, Any], None], steps: Sequence[int]) -> None:
+    """Have the loss and every gradient of these steps be no numbers."""
+    from tunewright_trainer.train import recipe
+
+    plain = recipe.Run._update
+
+    class Poisoned:
+        def __init__(self, loss: Any) -> None:
+            self.size = loss.size
+            self._loss = loss
+
+        def backward(self, tuned: Any, batch: Any, *, share_of: Any) -> dict[str, float]:
+            found = self._loss.backward(tuned, batch, share_of=share_of)
+            for weight in tuned.trainable.values():
+                if weight.grad is not None:
+                    weight.grad *= float("nan")
+            return {**found, "loss": float("nan")}
+
+    def poisoned(run: recipe.Run, batch: Any, loss: Any) -> Any:
+        return plain(run, batch, Poisoned(loss) if run.counters.step + 1 in steps else loss)
+
+    patch(recipe.Run, "_update", poisoned)
 
 
 def train_here(config: PodConfig, store: Store, work: Path, *, attempt: int = 1, halvings: int = 0) -> Outcome:

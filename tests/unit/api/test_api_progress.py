@@ -10,7 +10,7 @@ from tests.support.front_end import FakeKube, in_process, thing
 from tunewright_api.progress import Pace, read_report
 from tunewright_crds import names
 from tunewright_crds.pod import MAX_PROGRESS_BYTES
-from tunewright_crds.status import CheckpointStatus
+from tunewright_crds.status import LastCheckpoint
 
 REPORT: dict[str, Any] = {
     "job": {"namespace": "team-a", "name": "job", "uid": "uid-1"},
@@ -156,7 +156,29 @@ def test_a_checkpoint_is_written_although_its_own_report_is_not() -> None:
     clock.now += 5
     assert pace.admit(read_report(report("last_checkpoint", {"step": 4, "uri": "s3://b/c"}))) is False
     clock.now += 10
-    assert pace.admit(read_report(report())) == CheckpointStatus(step=4, uri="s3://b/c")
+    assert pace.admit(read_report(report())) == LastCheckpoint(step=4, uri="s3://b/c")
+
+
+def test_an_answer_to_a_request_is_written_at_once_and_once() -> None:
+    pace = Pace(15, clock=Clock())
+    answered = report("last_checkpoint", {"step": 4, "uri": "s3://b/c", "request": "now"})
+    assert pace.admit(read_report(report())) is True
+    assert pace.admit(read_report(answered)) == LastCheckpoint(step=4, uri="s3://b/c", request="now")
+    assert pace.admit(read_report(answered)) is False
+
+
+@pytest.mark.parametrize(
+    ("annotations", "asked"),
+    [({}, ""), ({names.CHECKPOINT_ANNOTATION: "now"}, "now"), ({names.CHECKPOINT_ANNOTATION: "x" * 99}, "x" * 63 + "…")],
+)
+async def test_a_pod_is_told_that_a_checkpoint_is_wanted(annotations: dict[str, str], asked: str) -> None:
+    kube = FakeKube(users={"t": a_token()}, pods=a_pod())
+    kube.objects[names.JOBS] = [a_job(phase="Training")]
+    kube.objects[names.JOBS][0]["metadata"]["annotations"] = annotations
+    async with in_process(kube) as client:
+        for written in (True, False):
+            answer = await client.post("/internal/progress", json=REPORT, headers={"Authorization": "Bearer t"})
+            assert answer.json() == {"written": written, "checkpoint": asked}
 
 
 async def test_a_body_that_does_not_tell_its_length_is_cut_off() -> None:

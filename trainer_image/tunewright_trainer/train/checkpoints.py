@@ -11,13 +11,13 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from tunewright_crds.status import CheckpointStatus
+from tunewright_crds.status import LastCheckpoint
 from tunewright_crds.storage import MANIFEST, step_name
 from tunewright_trainer.storage import Damaged, Store, fetch_folder, publish_folder, read_manifest
 
@@ -47,6 +47,19 @@ class Counters:
     metrics: dict[str, float] = field(default_factory=dict)
     state: dict[str, float] = field(default_factory=dict)
     """What the objective keeps from step to step."""
+    answered: str = ""  # the last request for a checkpoint that there is one for
+    recent: list[float] = field(default_factory=list)
+    """Losses of the last steps that were made; see `tunewright_trainer.train.divergence` for this and what follows."""
+    left_out: list[int] = field(default_factory=list)
+    """Steps that nothing is learned from, ascending."""
+    rollbacks: int = 0
+    rollbacks_in_a_row: int = 0
+    astray_at: int = 0  # the step of the last of them
+
+    def with_detours_of(self, other: "Counters") -> "Counters":
+        """These counters with what the other run left out."""
+        told = ("left_out", "rollbacks", "rollbacks_in_a_row", "astray_at")
+        return replace(self, **{name: getattr(other, name) for name in told})
 
 
 @dataclass
@@ -74,7 +87,11 @@ class Checkpoints:
         self._after_each = after_each
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
-        self.last: CheckpointStatus | None = None
+        self.last: LastCheckpoint | None = None
+
+    def discard_after(self, step: int) -> None:
+        """Remove what a run that goes back to ``step`` has no use for any more."""
+        self._store.delete([f"{self._at(later)}/{MANIFEST}" for later in list(self._complete()) if later > step])
 
     def newest(self) -> Snapshot | None:
         """The newest whole checkpoint, each file verified; a damaged one is discarded and the one before is taken. None: begin at step 0."""
@@ -93,7 +110,7 @@ class Checkpoints:
                 continue
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            self.last = self._status(step)
+            self.last = self._status(snapshot)
             return snapshot
         return None
 
@@ -131,7 +148,7 @@ class Checkpoints:
         try:
             _write(folder, snapshot)
             publish_folder(self._store, folder, self._at(step), manifest={"step": step, **self._lineage})
-            self.last = self._status(step)
+            self.last = self._status(snapshot)
             self._prune(step)
             self._after_each()
         except Exception as error:
@@ -153,8 +170,9 @@ class Checkpoints:
     def _at(self, step: int) -> str:
         return f"{self._key}/{step_name(step)}"
 
-    def _status(self, step: int) -> CheckpointStatus:
-        return CheckpointStatus(step=step, uri=self._store.uri(self._at(step)))
+    def _status(self, snapshot: Snapshot) -> LastCheckpoint:
+        step = snapshot.counters.step
+        return LastCheckpoint(step=step, uri=self._store.uri(self._at(step)), request=snapshot.counters.answered)
 
     def uri(self, step: int) -> str:
         """Address of the checkpoint of ``step``, or nothing where it is not kept."""

@@ -4,8 +4,8 @@ from typing import Final
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.hyperparameters import Optimizer
-from tunewright_crds.job import SEQ2SEQ_ALONE, JobSpec
-from tunewright_crds.method import ALONE, Objective, Tuner
+from tunewright_crds.job import JobSpec
+from tunewright_crds.method import Objective, Tuner
 from tunewright_trainer.train.dpo_losses import couples
 from tunewright_trainer.train.world import World
 
@@ -26,21 +26,17 @@ def check_rows(spec: JobSpec, rows: int, validation: int) -> None:
         )
 
 
-def check_together(spec: JobSpec, world: World, *, seq2seq: bool) -> None:
+def check_together(spec: JobSpec, world: World) -> None:
     """Refuse what several processes cannot share yet: it needs the whole batch, or a second copy of weights that are spread."""
     method, optimizer = spec.method, spec.hyperparameters.optimizer
     if world.size == 1:
         return
-    if seq2seq:
-        raise Refusal(FailureCode.CONFIG_INVALID, SEQ2SEQ_ALONE, param=f"spec.resources.{spec.resources.multiplied_by}")
     if optimizer.within_backward or (spec.shards_model and optimizer not in _SHARDED):
         what = f"optimizer {optimizer} works on weights that are whole, in one process"
         raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.hyperparameters.optimizer")
-    if method.objective in ALONE:
-        raise Refusal(FailureCode.CONFIG_INVALID, f"objective {method.objective} trains in one process yet", param="spec.method.objective")
-    if method.objective is Objective.DPO and couples(method.dpo):
-        what = "this loss compares the pairs of a batch, and trains in one process yet"
-        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.method.dpo.loss")
+    if method.objective is Objective.DPO and couples(method.dpo) and spec.shards_model:
+        what = "this loss compares the pairs of a batch, which needs a copy of the weights in each process: set sharding to none"
+        raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.resources.sharding")
     if method.objective is Objective.DPO and method.tuner is Tuner.FULL and spec.shards_model:
         what = "dpo of the whole model keeps a copy of what the model was, which is not spread yet"
         raise Refusal(FailureCode.CONFIG_INVALID, what, param="spec.resources.sharding")

@@ -221,6 +221,15 @@ def filled(parts: Sequence[Ints], value: int) -> Ints:
     return whole
 
 
+Parts = Sequence[Sequence[Sequence[Row]]]
+"""The micro-batches of a batch, by the process that computes them."""
+
+
+def rows_of(parts: Parts) -> list[Row]:
+    """All rows of a batch."""
+    return [row for own in parts for group in own for row in group]
+
+
 def grouped(rows: Sequence[Row], micro_batch_size: int | str, *, halvings: int = 0) -> Iterator[Sequence[Row]]:
     """Rows in the groups that go through the model at once: so many, or for ``auto`` as many as keep within `AUTO_MICRO_TOKENS`.
 

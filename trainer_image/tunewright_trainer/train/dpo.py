@@ -14,11 +14,12 @@ from torch.nn.functional import cross_entropy
 from tunewright_crds.preference import Dpo as Options
 from tunewright_trainer.train import loss
 from tunewright_trainer.train.attention import documents
-from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
+from tunewright_trainer.train.data import MicroBatch, Parts, Row, Rows, micro_batch, rows_of
 from tunewright_trainer.train.dpo_losses import Documents, Pairs, couples, losses
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reinforced import Reference
+from tunewright_trainer.train.world import World
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ class Dpo:
         self._options = options
         self._before = before
 
-    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Share]:
+    def shares(self, tuned: Tuned, parts: Parts, world: World) -> Sequence[Sequence[Share]]:
         """What pairs of the whole batch must be known for is computed before the gradients: so accumulation is the big batch, whatever the loss."""
-        rows = [row for group in groups for row in group]
+        rows = rows_of(parts)
         whole = Whole(len(rows), max(1, sum(_learned(row) for row in rows)))
-        return self._coupled(tuned, groups, whole) if couples(self._options) else [whole] * len(groups)
+        if not couples(self._options):
+            return [[whole] * len(own) for own in parts]
+        shares = iter(self._coupled(tuned, parts, world, whole))
+        return [[next(shares) for _ in own] for own in parts]
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Share) -> Measured:
         """The loss is the mean over pairs; of loss sft the mean over tokens."""
@@ -89,16 +93,18 @@ class Dpo:
         with documents(batch.lengths):
             return likelihoods(tuned, batch, tail=self._options.ld_alpha), before
 
-    def _coupled(self, tuned: Tuned, groups: Sequence[Sequence[Row]], whole: Whole) -> list[Share]:
+    def _coupled(self, tuned: Tuned, parts: Parts, world: World, whole: Whole) -> list[Share]:
         with torch.no_grad():
-            found = [self._both(tuned, micro_batch(group, tuned.device)) for group in groups]
-        policy, before = joined([one for one, _ in found]), torch.cat([one for _, one in found])
+            own = [self._both(tuned, micro_batch(group, tuned.device)) for group in parts[world.rank]]
+        found = [one for each in world.of_each([(policy.to(torch.device("cpu")), before.cpu()) for policy, before in own]) for one in each]
+        policy = joined([one for one, _ in found]).to(tuned.device)
+        before = torch.cat([one for _, one in found]).to(tuned.device)
         leaves = policy.logps.requires_grad_(), policy.sums.requires_grad_()
         pairs = Pairs(self._options, policy, before, tokens=whole.tokens, pairs=whole.pairs)
         each = losses(pairs)
         # Loss sft alone looks at the sums.
         found_grads = torch.autograd.grad(each.sum() / whole.pairs, leaves, allow_unused=True, materialize_grads=True)
-        counts = [len(group) for group in groups]
+        counts = [len(group) for each in parts for group in each]
         by_logps, by_sums = (torch.split(part, [2 * count for count in counts]) for part in found_grads)
         told = (
             _told(part, some, share=1 / whole.pairs)

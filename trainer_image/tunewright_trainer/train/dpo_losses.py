@@ -25,6 +25,10 @@ class Documents:
     sums: torch.Tensor
     counts: torch.Tensor
 
+    def to(self, device: torch.device) -> "Documents":
+        """The same, on this device."""
+        return Documents(self.logps.to(device), self.sums.to(device), self.counts.to(device))
+
 
 @dataclass(frozen=True)
 class Pairs:

@@ -7,7 +7,6 @@ one answer has none, and is compared with the reference.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +14,12 @@ import torch
 from tunewright_crds.preference import Kto as Options
 from tunewright_crds.preference import KtoLoss
 from tunewright_trainer.train.attention import documents
-from tunewright_trainer.train.data import IGNORED, Judged, MicroBatch, Row, Rows, grouped, micro_batch
+from tunewright_trainer.train.data import IGNORED, Judged, MicroBatch, Parts, Row, Rows, grouped, micro_batch, rows_of
 from tunewright_trainer.train.dpo import likelihoods, reference, without_dropout
 from tunewright_trainer.train.metrics import Measured, added
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reinforced import Reference
+from tunewright_trainer.train.world import World
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,17 @@ class Kto:
         self._options = options
         self._before = before
 
-    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Whole]:
+    def shares(self, tuned: Tuned, parts: Parts, world: World) -> Sequence[Sequence[Whole]]:
         """The divergence is estimated before the gradients, from the whole batch."""
-        rows = [row for group in groups for row in group]
+        rows = rows_of(parts)
         good = sum(_is_good(row) for row in rows)
-        return [Whole(good, len(rows) - good, self._divergence(tuned, rows, [len(group) for group in groups]))] * len(groups)
+        at = len(rows_of(parts[: world.rank]))
+        ratios = 0.0
+        for group in parts[world.rank]:
+            ratios += self._log_ratios(tuned, [(row, rows[number - 1]) for number, row in enumerate(group, start=at)])
+            at += len(group)
+        whole = Whole(good, len(rows) - good, self._divergence(sum(world.of_each(ratios)), len(rows)))
+        return [[whole] * len(own) for own in parts]
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Whole) -> Measured:
         """The loss is the mean over answers."""
@@ -62,7 +68,8 @@ class Kto:
         """All validation rows are one batch."""
         tuned.network.eval()
         good = sum(_is_good(rows[index]) for index in range(len(rows)))
-        whole = Whole(good, len(rows) - good, self._divergence(tuned, rows, [1] * len(rows)))
+        pairs = ((rows[index], rows[(index or len(rows)) - 1]) for index in range(len(rows)))
+        whole = Whole(good, len(rows) - good, self._divergence(sum(self._log_ratios(tuned, [pair]) for pair in pairs), len(rows)))
         found: Measured = {}
         for index in range(len(rows)):
             batch = micro_batch([rows[index]], tuned.device)
@@ -86,22 +93,23 @@ class Kto:
             told["rewards/margins"] = told["rewards/chosen"] - told["rewards/rejected"]
         return each.sum() / whole.rows, told
 
+    def _divergence(self, ratios: float, rows: int) -> float:
+        """Of the sum of the log-ratios: their mean, and at least 0. One row by itself has none."""
+        return max(0.0, ratios / rows) if rows > 1 else 0.0
+
     @torch.no_grad()
-    def _divergence(self, tuned: Tuned, rows: Any, counts: Sequence[int]) -> float:
-        """Mean log-ratio of the answers, each under the prompt of the row after it, and at least 0. ``counts``: so many rows at a time."""
-        if self._options.loss is KtoLoss.APO_ZERO_UNPAIRED or len(rows) < 2:
+    def _log_ratios(self, tuned: Tuned, pairs: Sequence[tuple[Row, Row]]) -> float:
+        """Sum over the pairs: how much likelier than before is the answer of the second row under the prompt of the first."""
+        if self._options.loss is KtoLoss.APO_ZERO_UNPAIRED:
             return 0.0
-        total, start = 0.0, 0
         most = getattr(tuned.network.config, "max_position_embeddings", None)
-        for count in counts:
-            mixed = [_mixed(rows[at], rows[at - 1 if at else len(rows) - 1], most) for at in range(start, start + count)]
-            start += count
-            for group in grouped(mixed, "auto"):
-                batch = micro_batch(group, tuned.device)
-                with documents(batch.lengths), without_dropout(tuned.network):
-                    policy = likelihoods(tuned, batch).logps
-                total += float((policy - reference(self._before, batch)).sum())
-        return max(0.0, total / len(rows))
+        total = 0.0
+        for group in grouped([_mixed(row, other, most) for row, other in pairs], "auto"):
+            batch = micro_batch(group, tuned.device)
+            with documents(batch.lengths), without_dropout(tuned.network):
+                policy = likelihoods(tuned, batch).logps
+            total += float((policy - reference(self._before, batch)).sum())
+        return total
 
 
 def _mixed(row: Row, other: Row, most: int | None) -> Row:

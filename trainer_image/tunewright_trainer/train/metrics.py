@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from tunewright_crds import names
-from tunewright_crds.pod import JobIdentity, ProgressReport
-from tunewright_crds.status import MAX_METRICS, CheckpointStatus, Metric, Progress
+from tunewright_crds.pod import MAX_PROGRESS_BYTES, JobIdentity, ProgressReport
+from tunewright_crds.status import MAX_METRICS, MAX_REQUEST, LastCheckpoint, Metric, Progress
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Pace:
 class Reporter:
     """Sends the newest progress to the front end from a thread of its own: the first at once, then at most one every five seconds.
 
-    An empty ``url`` sends nothing. What cannot be sent is dropped and said once in the log.
+    An empty ``url`` sends nothing. What cannot be sent is dropped and said once in the log. ``asked`` is the last request for a checkpoint that came back.
     """
 
     def __init__(self, url: str, job: JobIdentity, *, token_file: str = names.PROGRESS_TOKEN, every: float = REPORT_SECONDS) -> None:
@@ -81,6 +81,7 @@ class Reporter:
         self._job = job
         self._token_file = token_file
         self._every = every
+        self.asked = ""
         self._newest: ProgressReport | None = None
         self._changed = threading.Condition()
         self._closing = False
@@ -89,7 +90,7 @@ class Reporter:
         if url:
             self._thread.start()
 
-    def report(self, progress: Progress, last_checkpoint: CheckpointStatus | None) -> None:
+    def report(self, progress: Progress, last_checkpoint: LastCheckpoint | None) -> None:
         """Take the newest state; returns at once."""
         with self._changed:
             self._newest = ProgressReport(job=self._job, progress=progress, last_checkpoint=last_checkpoint)
@@ -123,8 +124,10 @@ class Reporter:
                 headers["Authorization"] = f"Bearer {token.read_text(encoding='utf-8').strip()}"
             body = report.model_dump_json(by_alias=True).encode()
             request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")  # noqa: S310 - the operator's own address
-            with urllib.request.urlopen(request, timeout=SEND_SECONDS):  # noqa: S310
-                self._failed = False
+            with urllib.request.urlopen(request, timeout=SEND_SECONDS) as response:  # noqa: S310
+                answer = json.loads(response.read(MAX_PROGRESS_BYTES) or b"{}")
+            self.asked = str(answer.get("checkpoint") or "")[:MAX_REQUEST]
+            self._failed = False
         except Exception as error:
             if not self._failed:
                 log.warning("progress cannot be reported: %s", error)

@@ -9,7 +9,7 @@ import torch
 
 from tunewright_crds.job import JobSpec
 from tunewright_crds.method import Objective
-from tunewright_trainer.train.data import MicroBatch, Row, Rows
+from tunewright_trainer.train.data import MicroBatch, Parts, Row, Rows, rows_of
 from tunewright_trainer.train.dpo import Dpo
 from tunewright_trainer.train.grpo import Grpo
 from tunewright_trainer.train.kto import Kto
@@ -20,6 +20,7 @@ from tunewright_trainer.train.ppo import Ppo
 from tunewright_trainer.train.reinforced import Loss, Reference, Setting, Update
 from tunewright_trainer.train.reward import BradleyTerry
 from tunewright_trainer.train.rloo import Rloo
+from tunewright_trainer.train.world import World
 
 
 class Optimised(Protocol):
@@ -44,8 +45,9 @@ class Optimised(Protocol):
 class Coupled(Protocol):
     """An objective whose parts of a batch must know more of the whole than its size."""
 
-    def shares(self, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
-        """For each micro-batch, what `backward` must know of the whole batch. May ask the model, without gradients; dropout will be the same again."""
+    def shares(self, tuned: Tuned, parts: Parts, world: World) -> Sequence[Sequence[Any]]:
+        """For each micro-batch, what `backward` must know of the whole batch. May ask the model, without gradients: each process of its own micro-batches in
+        their order, of which dropout will be the same again."""
         ...
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Any) -> Measured:
@@ -88,12 +90,12 @@ def objective_of(spec: JobSpec, tuned: Tuned) -> Optimised | Coupled:
     return Sft(smoothing=spec.hyperparameters.label_smoothing)
 
 
-def shares_of(loss: Loss | Coupled, tuned: Tuned, groups: Sequence[Sequence[Row]]) -> Sequence[Any]:
+def shares_of(loss: Loss | Coupled, tuned: Tuned, parts: Parts, world: World) -> Sequence[Sequence[Any]]:
     """For each micro-batch of a batch, what it is the share of."""
     if hasattr(loss, "shares"):
         with torch.random.fork_rng():  # looking at the batch draws no random numbers away from its gradients
-            return loss.shares(tuned, groups)
-    return [loss.size([row for group in groups for row in group])] * len(groups)
+            return loss.shares(tuned, parts, world)
+    return [[loss.size(rows_of(parts))] * len(own) for own in parts]
 
 
 def none_of(share: Any) -> Any:

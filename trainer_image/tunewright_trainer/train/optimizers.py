@@ -33,10 +33,12 @@ class Updates(Protocol):
     """How the weights are brought forward by a step."""
 
     optimizer: torch.optim.Optimizer
+    checks_first: bool
+    """Whether a step that is not to be made leaves the weights as they were."""
 
     def take(self, backward: Callable[[], Measured], check: Callable[[float, float], None], *, rate: float) -> Measured:
         """One step at a learning rate. ``backward`` adds the whole batch's gradients, and may be called twice; ``check`` is
-        given the loss and the norm of the gradient, and raises where they are no numbers. Returns what was measured, ``grad_norm`` among it."""
+        given the loss and the norm of the gradient, and raises where the step is not to be made. Returns what was measured, ``grad_norm`` among it."""
         ...
 
 
@@ -51,6 +53,8 @@ def updates(tuned: Tuned, wanted: Hyperparameters) -> Updates:
 
 class UpdatesAfter:
     """The weights are updated once all gradients are there. ``most``: the norm that gradients are clipped to; ``budget``: of ranks, with AdaLoRA."""
+
+    checks_first = True
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, *, most: float, budget: adalora.Budget | None = None) -> None:
         self.optimizer = optimizer
@@ -78,6 +82,7 @@ class UpdatesWithin:
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights: Weights, *, most: float) -> None:
         self.optimizer = optimizer
+        self.checks_first = math.isfinite(most)
         self._most = most
         self._updating = False
         self._clipped = 1.0
@@ -89,14 +94,14 @@ class UpdatesWithin:
         """See `Updates`. Without clipping there is one pass, and what it measures is checked after the update."""
         _set_rate(self.optimizer, rate)
         self._clipped = 1.0
-        if math.isfinite(self._most):
+        if self.checks_first:
             with torch.random.fork_rng():  # both passes draw the same dropout
                 measured, norm = self._pass(backward)
             check(measured["loss"], norm)
             self._clipped = min(1.0, self._most / (norm + _CLIP_EPSILON))
         with self._updates():
             measured, again = self._pass(backward)
-        if not math.isfinite(self._most):
+        if not self.checks_first:
             check(measured["loss"], again)
             norm = again
         return measured | {"grad_norm": norm}

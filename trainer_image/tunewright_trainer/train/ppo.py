@@ -16,7 +16,7 @@ import torch
 from tunewright_crds import reinforcement
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_trainer.train.attention import documents
-from tunewright_trainer.train.data import MicroBatch, Row, Rows, grouped, micro_batch, permutation
+from tunewright_trainer.train.data import MicroBatch, Row, Rows, permutation
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reinforced import Answering, Experience, Reference, Setting, Update, clipped, log_probabilities, mean_of
@@ -46,7 +46,6 @@ class Ppo:
     def __init__(self, tuned: Tuned, setting: Setting) -> None:
         self._options = setting.spec.method.ppo
         self._seed = setting.spec.hyperparameters.seed
-        self._micro, self._halvings = setting.spec.hyperparameters.micro_batch_size, setting.halvings
         self._answering = Answering(tuned, setting, self._options)
         self._reference = Reference(tuned)
         tuned.head = value_head(tuned)
@@ -56,7 +55,8 @@ class Ppo:
         options, answering = self._options, self._answering
         drawn = answering.draw(rows, step=step, each=1)
         samples = drawn.samples
-        policy, values = self._measured(samples)
+        found = answering.of_tokens(samples, lambda batch: valued(answering.tuned, batch, answering.temperature))
+        policy, values = [own for own, _, _ in found], [expected for _, _, expected in found]
         with self._reference.as_before() as before:
             reference = answering.log_probabilities(samples, before)
         coefficient = state.get(COEFFICIENT, options.kl_coefficient)
@@ -65,7 +65,7 @@ class Ppo:
             float(reward) - options.missing_end_penalty * (not sample.ended) for reward, sample in zip(drawn.rewards, samples, strict=True)
         ]
         experience = experienced(samples, policy, values, divergences, scores, coefficient=coefficient, decay=options.gae_lambda)
-        found = self._passes(experience, step=step, update=update)
+        passes = self._passes(experience, step=step, update=update)
         kl = float(torch.stack([each.sum() for each in divergences]).mean())
         state[COEFFICIENT] = adapted(coefficient, kl=kl, answers=len(samples), options=options)
         returns = torch.cat([one.returns for one in experience])
@@ -77,9 +77,9 @@ class Ppo:
             "objective/non_score_reward": -coefficient * kl,
             "objective/rlhf_reward": sum(scores) / len(scores) - coefficient * kl,
             "val/explained_variance": float(1 - missed),
-            "updates": float(len(found)),
+            "updates": float(len(passes)),
         }
-        return samples, drawn.measured | mean_of(found) | told
+        return samples, drawn.measured | mean_of(passes) | told
 
     def evaluate(self, rows: Rows) -> Measured:
         """See `tunewright_trainer.train.objective.Reinforced`."""
@@ -98,21 +98,6 @@ class Ppo:
                 if options.kl_limit and found[-1]["policy/approxkl_avg"] > options.kl_limit:
                     return found
         return found
-
-    @torch.no_grad()
-    def _measured(self, samples: Sequence[Sample]) -> tuple[Tokens, Tokens]:
-        """Log-probabilities in nats, and values."""
-        tuned = self._answering.tuned
-        policy: Tokens = []
-        values: Tokens = []
-        for group in grouped(samples, self._micro, halvings=self._halvings):
-            batch = micro_batch(group, tuned.device)
-            sizes = [row.targets for row in group]
-            with documents(batch.lengths):
-                own, _, expected = valued(tuned, batch, self._answering.temperature)
-            policy += torch.split(own.cpu(), sizes)
-            values += torch.split(expected.cpu(), sizes)
-        return policy, values
 
 
 def value_head(tuned: Tuned) -> torch.nn.Linear:

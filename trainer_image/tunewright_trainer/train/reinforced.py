@@ -23,6 +23,7 @@ from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reward_model import load_reward_model, scores
 from tunewright_trainer.train.rewards import Rewards
 from tunewright_trainer.train.rollouts import Drawing, Prompt, Sample, prompt_of, seeds, without_dropout
+from tunewright_trainer.train.world import World
 
 EVALUATED_AT_ONCE: Final = 256  # prompts of validation, which bounds the answers in memory
 
@@ -64,6 +65,7 @@ class Setting:
     halvings: int = 0
     judge: Path | None = None
     """The folder of the reward model, if there is one."""
+    world: World = field(default_factory=World)
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,14 @@ class Drawn:
 
 
 class Answering:
-    """Draws and rewards answers, and tells how likely they were."""
+    """Draws and rewards answers, and tells how likely they were. Of several processes each does so for a part of the answers; all have all of them."""
 
     def __init__(self, tuned: Tuned, setting: Setting, sampling: Sampling) -> None:
         from tunewright_trainer.prepare.template import chat_template
 
         spec = setting.spec
         self.tuned = tuned
+        self.world = setting.world
         self.temperature = sampling.temperature
         self.longest = sampling.max_new_tokens
         self._seed = spec.hyperparameters.seed
@@ -105,15 +108,17 @@ class Answering:
     def draw(self, rows: Sequence[Row], *, step: int, each: int) -> Drawn:
         """So many answers to the prompt of each row, one after the other."""
         prompts = [prompt for prompt in self._prompts(rows) for _ in range(each)]
-        samples = self._drawing.draw(prompts, seeds(self._seed, step, len(prompts)))
-        return self._rewarded(samples)
+        seeded = list(zip(prompts, seeds(self._seed, step, len(prompts)), strict=True))
+        return self._rewarded(
+            self.world.together(seeded, lambda own: self._drawing.draw([prompt for prompt, _ in own], [seed for _, seed in own]))
+        )
 
     def likeliest(self, rows: Rows) -> Measured:
         """Metrics of the likeliest answers to the rows' prompts."""
         totals: Measured = {}
         for start in range(0, len(rows), EVALUATED_AT_ONCE):
             part = [rows[index] for index in range(start, min(start + EVALUATED_AT_ONCE, len(rows)))]
-            found = self._rewarded(self._drawing.draw(self._prompts(part))).measured
+            found = self._rewarded(self.world.together(self._prompts(part), self._drawing.draw)).measured
             totals = {name: totals.get(name, 0.0) + value * len(part) for name, value in found.items() if name.startswith("reward")}
         means = {f"eval_{name}": total / len(rows) for name, total in totals.items() if name != "reward_std"}
         return means | {"eval_loss": -means["eval_reward"]}
@@ -133,7 +138,7 @@ class Answering:
     def _rewarded(self, samples: list[Sample]) -> Drawn:
         total, each = self._rewards.of(samples)
         if self._judge is not None:
-            each["model"] = self._judged(samples)
+            each["model"] = torch.stack(self.world.together(samples, self._judged))
             total = total + each["model"]
         lengths = torch.tensor([sample.targets for sample in samples], dtype=torch.float)
         measured = {f"rewards/{name}": float(found.mean()) for name, found in each.items()} | {
@@ -147,21 +152,30 @@ class Answering:
         return Drawn(samples, total, measured)
 
     @torch.no_grad()
-    def _judged(self, samples: Sequence[Sample]) -> torch.Tensor:
-        """What the reward model gives each answer with its prompt [samples]."""
+    def _judged(self, samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
+        """What the reward model gives each answer with its prompt."""
         groups = grouped(samples, self._micro, halvings=self._halvings)
-        return torch.cat([scores(self._judge, micro_batch(group, self.tuned.device)).cpu() for group in groups])
+        return torch.cat([scores(self._judge, micro_batch(group, self.tuned.device)).cpu() for group in groups]).unbind()
 
     @torch.no_grad()
     def log_probabilities(self, rows: Sequence[Row], tuned: Tuned) -> list[torch.Tensor]:
         """[tokens of the answer] for each row, in nats at the temperature of drawing, on the processor."""
-        found: list[torch.Tensor] = []
-        for group in grouped(rows, self._micro, halvings=self._halvings):
-            batch = micro_batch(group, tuned.device)
-            with documents(batch.lengths):
-                each, _ = log_probabilities(tuned, batch, self.temperature)
-            found += torch.split(each.cpu(), [row.targets for row in group])
-        return found
+        return [each for (each,) in self.of_tokens(rows, lambda batch: log_probabilities(tuned, batch, self.temperature)[:1])]
+
+    @torch.no_grad()
+    def of_tokens(self, rows: Sequence[Row], found: Callable[[MicroBatch], Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
+        """What ``found`` gives of the tokens of answers [targets], for each row and on the processor."""
+
+        def of(own: Sequence[Row]) -> list[tuple[torch.Tensor, ...]]:
+            told: list[tuple[torch.Tensor, ...]] = []
+            for group in grouped(own, self._micro, halvings=self._halvings):
+                batch = micro_batch(group, self.tuned.device)
+                with documents(batch.lengths):
+                    parts = [torch.split(each.cpu(), [row.targets for row in group]) for each in found(batch)]
+                told += zip(*parts, strict=True)
+            return told
+
+        return self.world.together(rows, of)
 
 
 def log_probabilities(tuned: Tuned, batch: MicroBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:

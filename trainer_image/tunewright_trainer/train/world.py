@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +32,7 @@ _HERE: Final = "tunewright/here"
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -67,6 +68,11 @@ class World:
         told = [value] * self.size
         dist.all_gather_object(told, value)
         return told
+
+    def together(self, items: Sequence[S], found: Callable[[Sequence[S]], Sequence[T]]) -> list[T]:
+        """What ``found`` gives of each item, everywhere; each process computes a part of them. Tensors among it are to be on the processor."""
+        parts = self.of_each(found(own) if (own := items[self.rank :: self.size]) else [])
+        return [parts[at % self.size][at // self.size] for at in range(len(items))]
 
     def any(self, flag: bool) -> bool:
         """Whether it holds in any process."""

@@ -134,7 +134,7 @@ def test_a_gradient_that_is_no_number_ends_the_run(store: LocalStore, tmp_path: 
     plain = loss.backward
     monkeypatch.setattr(loss, "backward", lambda *args, **options: plain(*args, **options) * float("nan"))
     refusal = refused(a_job(hyperparameters=SHORT), store, tmp_path)
-    assert (refusal.code, refusal.message) == (FailureCode.LOSS_DIVERGED, "loss nan at step 1")
+    assert (refusal.code, refusal.message) == (FailureCode.LOSS_DIVERGED, "loss nan at step 4, after 3 roll-backs in a row")
 
 
 def test_out_of_memory_tells_how_far_the_run_was(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,8 @@ from tunewright_crds.pod import PodConfig
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
 from tunewright_trainer.train import loss
-from tunewright_trainer.train.checks import check_together
 from tunewright_trainer.train.data import Padded, Row, SourceTarget, grouped, micro_batch
 from tunewright_trainer.train.model import Tuned, load
-from tunewright_trainer.train.world import World
 
 CPU = torch.device("cpu")
 LAYOUTS: list[Layout] = ["t5", "bart"]
@@ -207,7 +205,6 @@ REFUSED: dict[str, tuple[Layout, dict[str, Any], str]] = {
         "spec.hyperparameters.optimizer",
     ),
     "a form for other programs": ("t5", {"output": {"formats": ["adapter", "gguf"]}}, "spec.output.formats"),
-    "several GPUs": ("t5", {"resources": {"cpu": "1", "gpusPerNode": 2}}, "spec.resources.gpusPerNode"),
     "another architecture": ("bart", {"architecture": "causal"}, "spec.model.architecture"),
     "another architecture of a decoder": ("llama", {"architecture": "seq2seq"}, "spec.model.architecture"),
     "a layer that is not there": ("t5", {"method": {"lora": {"targetModules": "q_proj"}}}, "spec.method.lora.targetModules"),
@@ -219,13 +216,6 @@ def test_what_does_not_fit_is_refused_by_field(layout: Layout, parts: dict[str, 
     with pytest.raises(Refusal) as caught:
         load(tiny_model(layout), job_with(dict(parts)).spec)
     assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, param)
-
-
-def test_several_processes_are_refused() -> None:
-    with pytest.raises(Refusal, match="trains in one process") as caught:
-        check_together(a_job().spec, World(size=2), seq2seq=True)
-    assert (caught.value.code, caught.value.param) == (FailureCode.CONFIG_INVALID, "spec.resources.gpusPerNode")
-    check_together(a_job().spec, World(size=2), seq2seq=False)
 
 
 def test_chosen_layers_only() -> None:
