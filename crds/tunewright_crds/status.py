@@ -231,6 +231,12 @@ class JobStatus(PreparationStatus):
     attempts: list[AttemptStatus] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
     )
+    gpu_seconds: int = Field(
+        0,
+        alias="gpuSeconds",
+        ge=0,
+        description="GPUs of all pods times the seconds of their attempts, from when the pods were made; of attempts that have ended.",
+    )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
     memory: MemoryStatus | None = Field(None, description="What training will take, counted before it starts.")
     model: ModelStatus | None = Field(None, description="What was trained and lies in storage; the TunedModel is made once it is measured.")
