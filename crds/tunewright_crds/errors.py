@@ -49,6 +49,7 @@ class FailureCode(StrEnum):
     MEMORY_TOO_SMALL = "MemoryTooSmall"
     LOSS_DIVERGED = "LossDiverged"
     QUALITY_TOO_LOW = "QualityTooLow"
+    JUDGE_UNAVAILABLE = "JudgeUnavailable"
     STALLED = "Stalled"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     IMAGE_PULL_FAILED = "ImagePullFailed"
@@ -75,6 +76,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.MEMORY_TOO_SMALL: "Change one of what the message names, or set resources.ignoreMemoryPlan to try all the same; the prepared data is kept.",
     FailureCode.LOSS_DIVERGED: "Lower hyperparameters.learningRate, raise warmupRatio, or look at the data report for odd rows.",
     FailureCode.QUALITY_TOO_LOW: "Read the evaluation report (status.evaluation.reportUri); tune on more or better data, for longer, or require less. The artefact is kept.",
+    FailureCode.JUDGE_UNAVAILABLE: "Check that evaluation.judge.endpoint answers, and that pods of the namespace may reach it; or require no win_rate. The artefact is kept.",
     FailureCode.STALLED: "Look at the pod's log; a step did not end in the time that steps of this job took before.",
     FailureCode.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds or give the job more resources; checkpoints are kept.",
     FailureCode.IMAGE_PULL_FAILED: "Check the image's name and the namespace's pull secrets.",
@@ -101,6 +103,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.MEMORY_TOO_SMALL: ExitCode.CONFIG,
     FailureCode.LOSS_DIVERGED: ExitCode.DATA,
     FailureCode.QUALITY_TOO_LOW: ExitCode.QUALITY,
+    FailureCode.JUDGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_NOT_FOUND: ExitCode.MISSING,
     FailureCode.PEER_LOST: ExitCode.PEER_LOST,
@@ -109,6 +112,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
 
 FAILURE_CLASSES: Final[dict[FailureCode, FailureClass]] = {
     FailureCode.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+    FailureCode.JUDGE_UNAVAILABLE: FailureClass.INFRASTRUCTURE,
     FailureCode.STALLED: FailureClass.INFRASTRUCTURE,
     FailureCode.IMAGE_PULL_FAILED: FailureClass.INFRASTRUCTURE,
     FailureCode.STORAGE_UNAVAILABLE: FailureClass.INFRASTRUCTURE,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
-from tunewright_crds.evaluation import MEASURES, NO_ANSWERS, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
+from tunewright_crds.evaluation import MEASURES, NO_ANSWERS, NO_TEST_ROWS, Evaluation, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MODEL_PINNED,
@@ -48,6 +48,7 @@ from tunewright_crds.method import (
 from tunewright_crds.preference import DPO_RULES, KtoLoss
 from tunewright_crds.resources import Resources, ServingResources, Sharding
 from tunewright_crds.status import JobStatus
+from tunewright_crds.tracking import Hub, Tracking, rules_of_destinations
 
 MAX_CLAIMS: Final = 8  # volumes that a pod mounts
 
@@ -134,6 +135,7 @@ class Output(Part):
         "model), and for other programs onnx (ONNX Runtime) and gguf (llama.cpp), each of the whole model. "
         "Tuner full and objective reward always publish the whole model; with other tuners the adapter is published unless merged is asked for.",
     )
+    hub: Hub = Field(default_factory=Hub)
 
 
 class Deploy(Part):
@@ -235,13 +237,11 @@ def _rules_of_requirements() -> Iterator[tuple[str, str]]:
         f"{of_rows} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
         NO_TEST_ROWS,
     )
-    for objective in Objective:
-        measured = MEASURES.get(objective, ())
-        if len(measured) < len(MetricName):
-            none = f"{of_rows} && self.evaluation.tasks.size() == 0"
-            can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})" if measured else none
-            yield f"self.method.objective != '{objective}' || ({can})", unmeasured(objective)
-    yield "self.method.objective != 'reward' || (self.evaluation.rules.size() == 0 && self.evaluation.tasks.size() == 0)", NO_ANSWERS
+    for objective, measured in MEASURES.items():
+        can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})"
+        yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
+    asked = "self.evaluation.rules.size() > 0 || self.evaluation.tasks.size() > 0 || self.evaluation.judge.endpoint != ''"
+    yield f"self.method.objective != 'reward' || !({asked})", NO_ANSWERS
 
 
 def _rules_of_tuners() -> Iterator[tuple[str, str]]:
@@ -281,6 +281,7 @@ class JobSpec(
         *_rules_of_objectives(),
         *_rules_of_requirements(),
         *_rules_of_tuners(),
+        *rules_of_destinations(),
         ("self.method.objective != 'reward' || !self.deploy.enabled", _NOT_SERVED),
         ("self.model.architecture != 'seq2seq' || self.evaluation.fewShot.all(shots, shots == 0)", _SEQ2SEQ_SHOTS),
     ),
@@ -295,6 +296,7 @@ class JobSpec(
     checkpointing: Checkpointing = Field(default_factory=Checkpointing, description="What a killed job goes on from.")
     evaluation: Evaluation = Field(default_factory=Evaluation)
     output: Output = Field(default_factory=Output, description="What is published.")
+    tracking: Tracking = Field(default_factory=Tracking)
     deploy: Deploy = Field(default_factory=Deploy, description="Serve the tuned model once it is published.")
     suspend: bool = Field(False, description="Stop with a checkpoint and hold; false goes on at the exact step.")
     cancel: bool = Field(False, description="End the job for good. Checkpoints stay; no model is published.")
@@ -412,6 +414,7 @@ class InstructionTuningJob(
         (f"{_STARTED} || self.spec.checkpointing == oldSelf.spec.checkpointing", f"spec.checkpointing {_FROZEN}"),
         (f"{_STARTED} || self.spec.evaluation == oldSelf.spec.evaluation", f"spec.evaluation {_FROZEN}"),
         (f"{_STARTED} || self.spec.output == oldSelf.spec.output", f"spec.output {_FROZEN}"),
+        (f"{_STARTED} || self.spec.tracking == oldSelf.spec.tracking", f"spec.tracking {_FROZEN}"),
         (
             "!has(oldSelf.spec.cancel) || !oldSelf.spec.cancel || self.spec.cancel",
             "a cancelled job cannot be taken back; apply a new one",

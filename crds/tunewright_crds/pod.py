@@ -10,7 +10,7 @@ from tunewright_crds.errors import FailureCode
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.fields import MAX_MESSAGE, Part
 from tunewright_crds.job import JobSpec
-from tunewright_crds.status import BestCheckpoint, LastCheckpoint, MemoryStatus, Progress, PublishedForm
+from tunewright_crds.status import BestCheckpoint, HubCopy, LastCheckpoint, MemoryStatus, Progress, PublishedForm
 
 MAX_TERMINATION_BYTES: Final = 4096  # the kubelet keeps no more
 MAX_PROGRESS_BYTES: Final = 65_536
@@ -67,6 +67,7 @@ class Published(Part):
     digest: str
     base: str = Field("", description="The model that was tuned; of the hub's at the commit that was read.")
     forms: list[PublishedForm] = Field(default_factory=list, description="Every form that was published, the served one first.")
+    hub: HubCopy | None = None
 
 
 class Outcome(Part):

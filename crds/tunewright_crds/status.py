@@ -12,6 +12,7 @@ from tunewright_crds.names import Phase
 
 MAX_ATTEMPTS_TOLD: Final = 10
 MAX_METRICS: Final = 32  # of a progress
+MAX_HUB_ERROR: Final = 512
 MAX_REQUEST: Final = 64  # characters of a request for a checkpoint
 
 
@@ -119,6 +120,13 @@ class PublishedForm(Part):
     servability: str = Field("", max_length=16, description="Who can serve it: see TunedModel's forms.")
 
 
+class HubCopy(Part):
+    """The copy of a published model on the Hugging Face hub."""
+
+    uri: str = Field("", max_length=512, description="hf://org/name@commit; empty where there is none.")
+    error: str = Field("", max_length=MAX_HUB_ERROR, description="Why there is none.")
+
+
 class ModelStatus(Part):
     """What was published."""
 
@@ -129,6 +137,7 @@ class ModelStatus(Part):
     digest: str = Field("", max_length=128, description="Hash of the artefact's manifest.")
     base: str = Field("", max_length=2048, description="The model that was tuned; of the hub's at the commit that was read.")
     forms: list[PublishedForm] = Field(default_factory=list, max_length=8, description="Every form that was published.")
+    hub: HubCopy | None = Field(None, description="Its copy on the Hugging Face hub, where output.hub asks for one.")
     step: int = Field(0, ge=0, description="Optimizer step that training ended with.")
 
 
@@ -221,6 +230,12 @@ class JobStatus(PreparationStatus):
     best_checkpoint: BestCheckpoint | None = Field(None, alias="bestCheckpoint", description="The best validation so far.")
     attempts: list[AttemptStatus] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
+    )
+    gpu_seconds: int = Field(
+        0,
+        alias="gpuSeconds",
+        ge=0,
+        description="GPUs of all pods times the seconds of their attempts, from when the pods were made; of attempts that have ended.",
     )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
     memory: MemoryStatus | None = Field(None, description="What training will take, counted before it starts.")

@@ -229,6 +229,10 @@ def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, 
         secrets[names.MODEL_CREDENTIALS] = config.spec.model.credentials_secret
     if config.spec.dataset.credentials_secret:
         secrets[names.DATASET_CREDENTIALS] = config.spec.dataset.credentials_secret
+    if role is Role.EVALUATE and config.spec.evaluation.judge.api_key_secret:
+        secrets[names.JUDGE_CREDENTIALS] = config.spec.evaluation.judge.api_key_secret
+    if role is Role.TRAIN:
+        secrets |= _destinations(config.spec)
     volumes, mounts = _secret_files(secrets)
     model = [] if role is Role.DISCARD else [claim_of(config.spec.model.uri)]
     data = config.spec.dataset.claims if role in (Role.SHARD, Role.PREPARE) else []
@@ -271,6 +275,16 @@ def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, 
         ],
         "volumes": volumes,
     }
+
+
+def _destinations(spec: JobSpec) -> dict[str, str]:
+    """Secrets by mount path for where results go beside the platform's storage: only the pod that sends them gets them."""
+    found = {
+        names.MLFLOW_CREDENTIALS: spec.tracking.mlflow.credentials_secret,
+        names.WANDB_CREDENTIALS: spec.tracking.wandb.credentials_secret,
+        names.HUB_CREDENTIALS: spec.output.hub.credentials_secret,
+    }
+    return {path: secret for path, secret in found.items() if secret}
 
 
 def _progress_token() -> Manifest:

@@ -73,9 +73,12 @@ class Work(Pass[JobStatus, JobSpec]):
             digest=artifact.digest,
             base=artifact.base,
             forms=artifact.forms,
+            hub=artifact.hub,
             step=step,
         )
         self.mark(Condition.TRAINING, "False", Reason.SUCCEEDED)
+        if artifact.hub and artifact.hub.error:
+            self.tell(Reason.NOT_ON_THE_HUB, f"not copied to the hub: {artifact.hub.error}", unique="hub", warning=True)
 
     def begin(self) -> None:
         self.status.phase = Phase.PREPARING

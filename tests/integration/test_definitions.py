@@ -75,6 +75,9 @@ FIELDS = {
         {"objective": "ppo", "rewards": [{"type": "exact-match"}], "ppo": {"miniBatches": 17}},
         "miniBatches is above batchSize",
     ),
+    "a tracker without its server": ("tracking", {"mlflow": {"credentialsSecret": "keys"}}, "tracking.mlflow is sent to a server"),
+    "a tracker without a project": ("tracking", {"wandb": {"entity": "team"}}, "tracking.wandb is sent to a project"),
+    "a copy on the hub to nowhere": ("output", {"hub": {"private": False}}, "output.hub is sent to a repository"),
     "a reward of no pattern": ("method", {"objective": "grpo", "rewards": [{"type": "regex"}]}, "pattern is for type regex"),
     "a reward of no length": ("method", {"objective": "grpo", "rewards": [{"type": "length", "min": 2, "max": 1}]}, "min is above max"),
     "options of lora with another tuner": (
@@ -197,6 +200,8 @@ RIGHT = {
     ),
     "options of PEFT": ("method", {"options": {"layers_to_transform": [0, 1], "rank_pattern": {"q_proj": 8}, "ensure_weight_tying": True}}),
     "marked answers": ("method", {"objective": "kto", "kto": {"loss": "apo_zero_unpaired", "desirableWeight": 2}}),
+    "where results go": ("tracking", {"mlflow": {"uri": "https://m.example"}, "wandb": {"project": "p", "credentialsSecret": "keys"}}),
+    "a copy on the hub": ("output", {"hub": {"repository": "team/helper", "credentialsSecret": "keys"}}),
     "a reward model": ("method", {"objective": "reward", "reward": {"centerRewardsCoefficient": 0.01}}),
     "several nodes": ("resources", {"nodes": 4, "gpusPerNode": 8}),
     "rewards": (
@@ -267,6 +272,12 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
     "a task that is called like the test rows": ({"evaluation.tasks": [{"name": "test", "uri": "s3://b-1/t/"}]}, "is not called test"),
     "two tasks of one name": ({"evaluation.tasks": [{"name": "x", "uri": f"s3://b-1/{at}/"} for at in "ab"]}, "have one name"),
     "a rule without its pattern": ({"evaluation.rules": [{"type": "regex"}]}, "pattern is for type regex"),
+    "a verdict that is required without a judge": (_required(metric="win_rate", min=0.5), "evaluation.judge must be given"),
+    "criteria for no judge": ({"evaluation.judge": {"criteria": "Be brief."}}, "a judge needs endpoint and model"),
+    "a judge of one model": (
+        {"evaluation.judge": {"endpoint": "https://j.example/v1", "model": "m"}, "evaluation.compareWithBase": False},
+        "it needs compareWithBase",
+    ),
     "rules that are required and not there": (_required(metric="inst_level_loose_acc", min=0.5), "evaluation.rules must be given"),
     "a task that is not measured": (_required(metric="f1", min=0.5, fewShot=4), "takes a fewShot that is not measured"),
     "required and not enabled": (_required(metric="f1", min=0.5) | {"evaluation.enabled": False}, "for an evaluation that is enabled"),

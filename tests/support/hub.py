@@ -4,11 +4,14 @@ with Hub() as hub:
     commit = hub.commit("dataset", "org/name", {"rows.jsonl": b"..."})   # `main` is this commit from now on
     ... HF_ENDPOINT = hub.endpoint
 
+With a `writer`'s token it also takes uploads (repositories, large files by LFS, commits); Xet, which the real hub prefers, it does not know.
 Listings have pages of `PAGE` files, as the hub's have of 1,000; files of `LARGE` bytes and more are told by their SHA-256, as the hub's large ones are.
 """
 
+import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 PAGE: Final = 2
 LARGE: Final = 10_000
@@ -35,12 +40,17 @@ class Repo:
     """What it is read with; empty: public."""
     gated: bool = False
     """Whether its files, not its listing, need a token."""
+    private: bool = False
 
 
 class Hub:
-    """The server. `broken` makes it answer 503; `tampered` maps paths to what is sent instead of their content."""
+    """The server. `broken` makes it answer 503; `tampered` maps paths to what is sent instead of their content; `forgetful` makes it answer 503 to
+    the next commit, which it made."""
 
     def __init__(self) -> None:
+        self.writer = ""
+        self.forgetful = False
+        self.large: dict[str, bytes] = {}
         self.repos: dict[str, Repo] = {}
         self.broken = False
         self.tampered: dict[str, bytes] = {}
@@ -105,6 +115,17 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             self.do_GET()
 
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            answer = _written(hub, self.path, body, self.headers.get("Authorization", ""))
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def do_PUT(self) -> None:
+            self.do_POST()
+
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
@@ -123,6 +144,75 @@ def _answer(hub: Hub, target: str, authorization: str) -> _Answer:
         return _file(hub, parts, authorization)
     except _Answer as answer:
         return answer
+
+
+def _written(hub: Hub, target: str, body: bytes, authorization: str) -> _Answer:
+    if hub.broken:
+        return _Answer(HTTPStatus.SERVICE_UNAVAILABLE)
+    path = urlsplit(target).path.strip("/")
+    if path.startswith("large/"):  # an address that was given with the right to write to it
+        assert hashlib.sha256(body).hexdigest() == path.removeprefix("large/")
+        hub.large[path.removeprefix("large/")] = body
+        return _Answer(HTTPStatus.OK)
+    if path == "api/validate-yaml":
+        return _validated(json.loads(body)["content"])
+    if not hub.writer or authorization != f"Bearer {hub.writer}":
+        return _Answer(HTTPStatus.FORBIDDEN if authorization else HTTPStatus.UNAUTHORIZED)
+    if path == "api/repos/create":
+        return _created(hub, json.loads(body))
+    if path.endswith(".git/info/lfs/objects/batch"):
+        return _said({"objects": [_transfer(hub, one) for one in json.loads(body)["objects"]], "transfer": "basic"})
+    _, _, organisation, name, what, _ = path.split("/")
+    if what == "preupload":
+        files = [{"path": one["path"], "uploadMode": "lfs" if one["size"] >= LARGE else "regular"} for one in json.loads(body)["files"]]
+        return _said({"files": [one | {"shouldIgnore": False} for one in files]})
+    assert what == "commit"
+    return _committed(hub, f"{organisation}/{name}", [json.loads(line) for line in body.splitlines()])
+
+
+def _said(answer: Any) -> _Answer:
+    return _Answer(HTTPStatus.OK, json.dumps(answer).encode())
+
+
+def _validated(card: str) -> _Answer:
+    """As the hub has it, a base is a model of the hub."""
+    metadata = yaml.safe_load(card.split("---")[1])
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", metadata.get("base_model", "org/name")):
+        return _said({"warnings": []})
+    errors = [{"message": '"base_model" is not valid'}]
+    return _Answer(HTTPStatus.BAD_REQUEST, json.dumps({"errors": errors}).encode())
+
+
+def _created(hub: Hub, asked: dict[str, Any]) -> _Answer:
+    name = f"{asked['organization']}/{asked['name']}"
+    if name in hub.repos:
+        return _Answer(
+            HTTPStatus.CONFLICT, json.dumps({"error": "You already created this model repo", "url": f"{hub.endpoint}/{name}"}).encode()
+        )
+    hub.repo("model", name).private = asked["visibility"] == "private"
+    hub.commit("model", name, {".gitattributes": b""})
+    return _said({"url": f"{hub.endpoint}/{name}", "name": name})
+
+
+def _transfer(hub: Hub, one: dict[str, Any]) -> dict[str, Any]:
+    upload = {} if one["oid"] in hub.large else {"actions": {"upload": {"href": f"{hub.endpoint}/large/{one['oid']}"}}}
+    return {"oid": one["oid"], "size": one["size"], **upload}
+
+
+def _committed(hub: Hub, name: str, lines: list[dict[str, Any]]) -> _Answer:
+    repo = hub.repos[name]
+    files = dict(repo.commits[repo.refs["main"]])
+    for line in lines:
+        value = line["value"]
+        if line["key"] == "file":
+            files[value["path"]] = base64.b64decode(value["content"])
+        elif line["key"] == "lfsFile":
+            files[value["path"]] = hub.large[value["oid"]]
+    commit = hub.commit("model", name, files)
+    if hub.forgetful:
+        hub.forgetful = False
+        return _Answer(HTTPStatus.SERVICE_UNAVAILABLE)
+    return _said({"success": True, "commitOid": commit, "commitUrl": f"{hub.endpoint}/{name}/commit/{commit}"})
 
 
 def _find(hub: Hub, key: str, authorization: str) -> Repo:
@@ -144,7 +234,7 @@ def _commit(repo: Repo, revision: str) -> str:
 
 def _api(hub: Hub, kind: str, parts: list[str], query: dict[str, list[str]], authorization: str) -> _Answer:
     """`org/name/revision/REV`, `org/name/tree/REV[/PATH]`"""
-    name, what, revision = "/".join(parts[:2]), parts[2], parts[3]
+    name, what, revision = "/".join(parts[:2]), *(parts[2:4] or ("revision", "main"))
     repo = _find(hub, f"{PREFIXES[kind]}{name}", authorization)
     commit = _commit(repo, revision)
     if what == "revision":

@@ -74,6 +74,11 @@ REFUSED = {
     "more nodes than there may be": ("resources.nodes", 65, "resources.nodes"),
     "more GPUs than a node has": ("resources.gpusPerNode", 17, "resources.gpusPerNode"),
     "a quantity that is none": ("resources.memory", "lots", "resources.memory"),
+    "a tracker without its server": ("tracking.mlflow", {"experiment": "a"}, "tracking.mlflow"),
+    "a tracker at no address": ("tracking.mlflow.uri", "mlflow.example", "tracking.mlflow.uri"),
+    "a tracker without a project": ("tracking.wandb", {"entity": "team"}, "tracking.wandb"),
+    "a copy on the hub to nowhere": ("output.hub", {"private": False}, "output.hub"),
+    "a repository without its owner": ("output.hub.repository", "helper", "output.hub.repository"),
     "a model name that Kubernetes would refuse": ("output.modelName", "Big Model", "output.modelName"),
 }
 
@@ -83,6 +88,17 @@ def test_what_cannot_work_is_refused_by_name(path: str, value: object, blamed: s
     with pytest.raises(ValidationError) as refusal:
         read_spec(spec_with(path, value))
     assert blamed in {".".join(str(part) for part in error["loc"]) for error in refusal.value.errors()}
+
+
+def test_results_go_where_the_job_says() -> None:
+    tracking = {"mlflow": {"uri": "https://mlflow.example/base"}, "wandb": {"project": "p", "baseUrl": "http://wandb:8080"}}
+    spec = read_spec(SMALLEST | {"tracking": tracking, "output": {"hub": {"repository": "team/helper", "private": False}}})
+    assert (spec.tracking.mlflow.uri, spec.tracking.wandb.project, spec.output.hub.repository) == (
+        "https://mlflow.example/base",
+        "p",
+        "team/helper",
+    )
+    assert not spec.output.hub.private
 
 
 DPO_REFUSED = {

@@ -210,3 +210,13 @@ def test_the_longest_name_gives_children_that_kubernetes_takes() -> None:
 @pytest.mark.parametrize(("quantity", "number"), [("500m", 0.5), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("3k", 3000), ("4Ti", 2**42)])
 def test_quantities_are_read_as_kubernetes_reads_them(quantity: str, number: float) -> None:
     assert builders.amount(quantity) == pytest.approx(number)
+
+
+def test_only_training_pods_hold_what_results_are_sent_away_with() -> None:
+    tracking = {"mlflow": {"uri": "https://m", "credentialsSecret": "m"}, "wandb": {"project": "p", "credentialsSecret": "w"}}
+    wanted = spec(tracking=tracking, output={"hub": {"repository": "a/b", "credentialsSecret": "h"}})
+    prepare, train = pods(wanted, settings())
+    secrets = [{volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume} for pod in (prepare, train)]
+    assert secrets[1] - secrets[0] == {"m", "w", "h"}
+    mounts = {mount["mountPath"] for mount in train["containers"][0]["volumeMounts"]}
+    assert {names.MLFLOW_CREDENTIALS, names.WANDB_CREDENTIALS, names.HUB_CREDENTIALS} <= mounts

@@ -164,6 +164,18 @@ def test_what_no_retry_would_mend_fails_the_job_whatever_the_others_say() -> Non
     assert (world.status.error.code, world.status.error.message) == ("LossDiverged", "loss is NaN")
 
 
+@pytest.mark.parametrize(("nodes", "gpus"), [(3, 4), (1, 2), (3, 0)])
+def test_the_seconds_of_all_gpus_of_all_attempts_are_counted(nodes: int, gpus: int) -> None:
+    world = gang(nodes, gpusPerNode=gpus)
+    for attempt in (1, 2):
+        world.pass_time(100)
+        for index in range(nodes):
+            world.end_pod(f"a-train-{attempt}", stopped(resumed=0, reached=7), index=index, exit_code=75)
+        world.fail_batch(f"a-train-{attempt}").settle()
+        world.pass_time(60).settle()
+    assert 200 * nodes * gpus <= world.status.gpu_seconds <= 330 * nodes * gpus
+
+
 def test_the_last_checkpoint_is_told_by_whoever_knows_it() -> None:
     world = gang(2)
     world.end_pod(JOB, index=0, exit_code=137, reason="OOMKilled")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.builders import PREPARED, TRAINED, JobBuilder, World, a_job, a_prepared_world, failure, stopped
+from tests.support.builders import ARTIFACT, PREPARED, TRAINED, JobBuilder, World, a_job, a_prepared_world, failure, stopped
 from tunewright_crds.errors import ADVICE, FailureCode
 from tunewright_crds.names import Phase
-from tunewright_crds.status import MemoryPart, MemoryStatus
+from tunewright_crds.status import HubCopy, MemoryPart, MemoryStatus
 from tunewright_operator.conditions import condition, holds
 
 JOB = "a-train-1"
@@ -504,3 +504,14 @@ def test_a_job_that_nearly_fits_trains_and_is_warned_of() -> None:
     told = [event for plan in world.plans for event in plan.events if event.reason == "MemoryTight"]
     assert [event.warning for event in told] == [True]
     assert "resources.memory: 9Gi" in told[0].message
+
+
+def test_a_job_whose_copy_on_the_hub_failed_is_done_and_says_why() -> None:
+    world = a_prepared_world().start(JOB)
+    told = ARTIFACT.model_copy(update={"hub": HubCopy(error="AccessDenied: the hub does not let us write (403)")})
+    world.finish(JOB, TRAINED.model_copy(update={"artifact": told})).settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert world.status.model is not None
+    assert world.status.model.hub == told.hub
+    (event,) = [event for plan in world.plans for event in plan.events if event.reason == "NotOnTheHub"]
+    assert (event.warning, "403" in event.message) == (True, True)

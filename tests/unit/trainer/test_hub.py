@@ -214,7 +214,7 @@ def test_data_is_prepared_and_the_model_fetched_from_the_hub(hub: Hub, tmp_path:
     # The branch moves on: what is trained is what the data was prepared for, and new data is prepared for what it is now.
     weights = model_files()["model.safetensors"]
     hub.commit("model", MODEL, model_files(**{"model.safetensors": weights[:-1] + bytes([weights[-1] ^ 1])}))
-    monkeypatch.setattr("tunewright_trainer.train.recipe.train", lambda config, **more: (config.spec.model.uri, more["model"]))
+    monkeypatch.setattr("tunewright_trainer.train.recipe.train", lambda attempt: (attempt.spec.model.uri, attempt.model))
     trained: Any = train.run(config, attempt=1, dataset_digest=outcome.dataset.digest, work=tmp_path / "training", store=store)
     address, folder = trained
     assert address == f"hf://{MODEL}@{commit}", "what is served later is the same"

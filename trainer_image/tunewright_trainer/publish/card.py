@@ -115,7 +115,8 @@ def model_card(
     if seq2seq:
         loaded = loaded.replace("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     return f"""---
-base_model: {base}
+{_of_hub(base)}license: other
+license_name: those-of-base-and-data
 library_name: {library}
 pipeline_tag: {task}
 tags: [tunewright, instruction-tuning]
@@ -145,6 +146,12 @@ tags: [tunewright, instruction-tuning]
 
 {_fenced(_manifest(job, spec), "yaml")}
 """
+
+
+def _of_hub(base: str) -> str:
+    """The hub takes the name of one of its own models there, and nothing else."""
+    found = re.fullmatch(r"hf://([^@]+)(@.*)?", base)
+    return f"base_model: {found[1]}\n" if found else ""
 
 
 def _manifest(job: dict[str, str], spec: JobSpec) -> str:

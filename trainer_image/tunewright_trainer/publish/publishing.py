@@ -22,7 +22,7 @@ from tunewright_crds.tuned_model import FOR_OTHERS, Kind, Servability
 from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.exports import to_gguf, to_onnx
 from tunewright_trainer.prepare.template import chat_template
-from tunewright_trainer.publish import files, verify
+from tunewright_trainer.publish import files, to_hub, verify
 from tunewright_trainer.publish.card import model_card
 from tunewright_trainer.publish.servability import verdict
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
@@ -102,7 +102,12 @@ def publish(result: Result, store: Store, work: Path, *, before_each: Callable[[
         there = ", ".join(one.uri for one in published)
         raise Refusal(failed[0].code, f"{failed[0].message} (published: {there})", param=failed[0].param) from failed[0]
     registered = next((one for one in published if one.kind == Kind.REWARD), published[0])
-    return registered.model_copy(update={"forms": [form for one in published for form in one.forms]})
+    registered = registered.model_copy(update={"forms": [form for one in published for form in one.forms]})
+    if not result.config.spec.output.hub.repository:
+        return registered
+    before_each()
+    work.mkdir(parents=True, exist_ok=True)
+    return registered.model_copy(update={"hub": to_hub.copy(result.config, registered, store, work)})
 
 
 def kinds(config: PodConfig) -> list[Kind]:

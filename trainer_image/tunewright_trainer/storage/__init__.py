@@ -19,6 +19,8 @@ from tunewright_trainer.storage.places import (
     open_store,
     open_task,
     open_volume,
+    read_files,
+    read_keys,
 )
 from tunewright_trainer.storage.s3 import S3Store
 from tunewright_trainer.storage.store import Changed, ObjectInfo, ObjectMissing, Store
@@ -44,5 +46,7 @@ __all__ = [
     "open_task",
     "open_volume",
     "publish_folder",
+    "read_files",
+    "read_keys",
     "read_manifest",
 ]

@@ -1,7 +1,7 @@
 """Opening what a job names: the platform's own storage, its sources and its base model."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -198,8 +198,13 @@ def open_volume(uri: str, *, missing: FailureCode, param: str, patterns: bool = 
 
 def read_keys(folder: str | Path) -> dict[str, str]:
     """The keys that a mounted Secret holds; empty where nothing is mounted."""
+    return read_files(folder, _KEY_FILES)
+
+
+def read_files(folder: str | Path, names_of_files: Iterable[str]) -> dict[str, str]:
+    """The text of those of these files that a mounted Secret holds."""
     found = {}
-    for name in _KEY_FILES:
+    for name in names_of_files:
         path = Path(folder) / name
         if path.is_file():
             found[name] = path.read_text(encoding="utf-8").strip()

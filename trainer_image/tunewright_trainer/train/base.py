@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from tunewright_crds.pod import PodConfig
-from tunewright_trainer.storage import Place, fetch_files, open_model
+from tunewright_trainer.storage import Place, fetch_files, open_model, open_reward_model
 
 # What a model is loaded from. Everything else stays where it is: pickled weights above all, but also copies in other frameworks' formats.
 _WANTED: Final = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -16,6 +16,11 @@ def fetch_base(config: PodConfig, folder: Path, *, commit: str = "") -> Path:
     ``commit``: that of the hub which the data was prepared for.
     """
     return fetch_model(open_model(config, commit=commit), folder)
+
+
+def fetch_judge(config: PodConfig, folder: Path) -> Path | None:
+    """The folder of the job's reward model, if it names one."""
+    return fetch_model(open_reward_model(config), folder) if config.spec.method.reward_model else None
 
 
 def fetch_model(place: Place, folder: Path) -> Path:

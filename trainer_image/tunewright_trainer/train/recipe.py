@@ -26,6 +26,7 @@ from tunewright_crds.storage import MANIFEST, checkpoints_key, metrics_key
 from tunewright_trainer import publish
 from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.process import Stopped, stop_requested, telling, work_under_way
+from tunewright_trainer.tracking import Trackers, open_trackers
 from tunewright_trainer.train import adalora, divergence, metrics, optimizers, schedule, sharding
 from tunewright_trainer.train import data as rows_of
 from tunewright_trainer.train.attempt import Attempt
@@ -74,7 +75,7 @@ def _follow(attempt: Attempt, outcome: Outcome, detour: "Detour | None") -> "Det
             outcome.artifact = run.publish(outcome)
     finally:
         run.tell(outcome)
-        run.close()
+        run.close(done=outcome.artifact is not None)
     return None
 
 
@@ -128,6 +129,9 @@ class Run:
         self.history = metrics.History(folder / f"train-{attempt.number}.jsonl")
         self.pace = metrics.Pace()
         self.reporter = metrics.Reporter(self.config.progress_url if self.world.leads else "", self.config.job)
+        self.trackers = (
+            open_trackers(self.config, attempt=attempt.number, work=attempt.work / "tracking") if self.world.leads else Trackers([])
+        )
         self.told_at = -math.inf
 
     @property
@@ -249,6 +253,7 @@ class Run:
             "trained_tokens_per_second": trained_pace,
         }
         self.history.add(step, self.counters.metrics)
+        self.trackers.add(step, self.counters.metrics)
 
     def evaluate_if_due(self) -> None:
         """Measure the validation loss where the plan says so, and judge it; not where nothing was learned."""
@@ -265,6 +270,7 @@ class Run:
         divergence.check_evaluation(self.counters.step, value)
         self.counters.metrics |= measured
         self.history.add(self.counters.step, measured)
+        self.trackers.add(self.counters.step, measured)
         if judge(self.counters, value, self.wanted.early_stopping) and self.wanted.early_stopping.enabled:
             self.best = self._whole(self.weights)
         log.info(
@@ -371,9 +377,10 @@ class Run:
         outcome.best_checkpoint = BestCheckpoint(step=self.counters.best_step, value=best) if best is not None else None
         return outcome
 
-    def close(self) -> None:
-        """Say farewell to the front end."""
+    def close(self, *, done: bool) -> None:
+        """Say farewell to the front end and the trackers; ``done``: no attempt follows."""
         self.reporter.close()
+        self.trackers.close(done=done)
 
 
 def _stop_if_asked(outcome: Outcome) -> None:
