@@ -2,8 +2,9 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from tunewright_trainer.evaluate.report import page
 from tunewright_trainer.evaluate.rewarding import Rewarding
 from tunewright_trainer.evaluate.rules import Checks
 from tunewright_trainer.evaluate.task_files import Config
+from tunewright_trainer.evaluate.telling import Telling
 from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.process import telling
 from tunewright_trainer.serve.turns import End, end_of_turn
@@ -81,7 +83,11 @@ def evaluate(config: PodConfig, *, lineage: dict[str, Any], kind: str, folders: 
         manifest = read_manifest(store, key)
         if manifest is None or any(manifest.get(name) != value for name, value in lineage.items()):
             with reproducible(config.spec):
-                manifest = {"evaluation": Evaluation(config, folders, tasks, Kind(kind), store, key, lineage).run()}
+                evaluation = Evaluation(config, folders, tasks, Kind(kind), store, key, lineage)
+                try:
+                    manifest = {"evaluation": evaluation.run()}
+                finally:
+                    evaluation.telling.close()
         else:
             log.info("the model was measured before: %s", store.uri(key))
         outcome.evaluation = EvaluationStatus.model_validate(manifest["evaluation"] | {"reportUri": store.uri(f"{key}/{REPORT}")})
@@ -116,6 +122,10 @@ class Evaluation:
             for number, config in enumerate(tasks)
             for shots in self.wanted.few_shot
         }
+
+        sizes = {(name, task): len(self.tasks.get(task, range(self.wanted.max_examples))) for name, task in self._places()}
+        judged = {("judge", task): len(_asked(asked)) for task, asked in self.tasks.items() if self.wanted.judge.endpoint}
+        self.telling = Telling(config, sizes | judged)
 
     def _rounds(self, seq2seq: bool) -> dict[str, list[questions.Example]]:
         """The test rows as they are asked in each round; none where there are no rows, and nothing that needs some."""
@@ -183,6 +193,7 @@ class Evaluation:
                 for start in range(len(wins), len(pairs), JUDGED_AT_ONCE):
                     wins += judge.wins(pairs[start : start + JUDGED_AT_ONCE])
                     self.store.put_bytes(key, orjson.dumps({"lineage": self.lineage, "wins": wins}))
+                    self.telling.at(("judge", task.name), len(wins))
                     log.info("%s: judged %d of %d pairs", task.name, len(wins), len(pairs))
         except Away as away:
             if any(one.metric == MetricName.WIN_RATE and one.place == task.name for one in self.wanted.require):
@@ -208,6 +219,8 @@ class Evaluation:
     def _measure_all(self) -> dict[tuple[str, str], Any]:
         """What each model makes of each task; what an earlier run has measured is taken from storage."""
         found = {place: part for place in self._places() if (part := self._earlier(*place))}
+        for place, part in found.items():
+            self.telling.finished(place, _size(part))
         if len(found) == len(self._places()):
             return found
         folders = self.folders
@@ -215,13 +228,14 @@ class Evaluation:
             for task in self._tasks:
                 if (name, task) not in found:
                     found[name, task] = part = self._made_of(name, model, task)
+                    self.telling.finished((name, task), _size(part))
                     self.store.put_bytes(self._part(name, task), orjson.dumps({"lineage": self.lineage, "found": asdict(part)}))
         return found
 
     def _made_of(self, name: str, model: Tuned, task: str) -> Found | Put:
         """What a model makes of one task."""
         if task in self.tasks:
-            return self._measure(model, self.tasks[task], f"{name} model, {task}")
+            return self._measure(model, self.tasks[task], f"{name} model, {task}", tell=partial(self.telling.at, (name, task)))
         log.info("%s model: put to the task %s", name, task)
         config, asking = self.puts[task]
         return put(model, self.tokenizer, config, asking, cache=self.folders.work / "datasets")
@@ -246,7 +260,7 @@ class Evaluation:
         return Found(**part["found"]) if task in self.tasks else Put(**part["found"])
 
     @torch.no_grad()
-    def _measure(self, model: Tuned, examples: Sequence[questions.Example], name: str) -> Found:
+    def _measure(self, model: Tuned, examples: Sequence[questions.Example], name: str, *, tell: Callable[[int], None]) -> Found:
         model.network.eval()
         log.info("%s: measuring on %d examples", name, len(examples))
         if self.judges:
@@ -263,6 +277,7 @@ class Evaluation:
             most=self.wanted.max_new_tokens,
             context=self.context,
             name=name,
+            tell=tell,
         )
         found = Found(
             losses=[each[0] for each in right],
@@ -307,6 +322,11 @@ class Evaluation:
             publish_folder(self.store, folder, self.key, manifest=self.lineage | {"evaluation": status})
         judged = [("judge", task) for task in self.tasks] if self.wanted.judge.endpoint else []
         self.store.delete([self._part(*place) for place in [*self._places(), *judged]])
+
+
+def _size(part: Found | Put) -> int:
+    """Prompts that a model was asked."""
+    return len(part.lines) if isinstance(part, Put) else max(len(part.answers), len(part.preferred))
 
 
 def _asked(examples: Sequence[questions.Example]) -> list[questions.Example]:

@@ -21,6 +21,7 @@ from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import cli, evaluate, prepare, train
 from tunewright_trainer.evaluate import judging, recipe
 from tunewright_trainer.storage import LocalStore
+from tunewright_trainer.train import metrics
 
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
 EVALUATION: dict[str, Any] = {"fewShot": [0, 2], "maxNewTokens": 10, "maxExamples": 24}
@@ -205,6 +206,18 @@ def test_a_judge_compares_the_answers_and_is_asked_about_none_twice(
     assert "No win rate: the judge at" in there[0].get_bytes(f"{KEY}/report.html").decode()
 
 
+def test_it_tells_how_far_it_is(place: tuple[Path, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, there = place
+    told_so_far: list[tuple[int, int]] = []
+    monkeypatch.setattr(metrics.Reporter, "report", lambda _, now, __: told_so_far.append((now.evaluated, now.to_evaluate)))
+    monkeypatch.setattr("tunewright_trainer.evaluate.answers.BATCH_PROMPTS", 4)
+    tasks = [{"name": "signs", "uri": str(write_task(tmp_path / "task", SIGNS))}]
+    measure(job(work, maxExamples=40, fewShot=[0], tasks=tasks), there, tmp_path / "e")
+    assert told_so_far[0] == (4, 2 * (30 + 40)), "30 rows there are; of the task nothing is known yet"
+    assert told_so_far[-1] == (120, 120)
+    assert [done for done, _ in told_so_far] == sorted(done for done, _ in told_so_far)
+
+
 class Dies(Exception):
     pass
 
@@ -235,7 +248,9 @@ def test_killed_anywhere_and_run_again_it_reports_the_same_and_measures_nothing_
     asked: list[str] = []
     plain = recipe.Evaluation._measure
     monkeypatch.setattr(
-        recipe.Evaluation, "_measure", lambda self, model, examples, name: asked.append(name) or plain(self, model, examples, name)
+        recipe.Evaluation,
+        "_measure",
+        lambda self, model, examples, name, **more: asked.append(name) or plain(self, model, examples, name, **more),
     )
     for write in (2, 3, 2):  # after one part, after two more, and in the manifest itself
         with pytest.raises(Dies):
