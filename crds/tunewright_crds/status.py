@@ -49,6 +49,8 @@ class Progress(Part):
     attempt: int = Field(0, ge=0, description="Attempt that reported.")
     resumed_from_step: int = Field(0, alias="resumedFromStep", ge=0, description="Step at which that attempt began.")
     metrics: list[Metric] = Field(default_factory=list, max_length=MAX_METRICS, description="Last values.")
+    evaluated: int = Field(0, ge=0, description="While evaluating: prompts that base and tuned model have answered, and answers judged.")
+    to_evaluate: int = Field(0, alias="toEvaluate", ge=0, description="How many there are in all.")
     last_updated: datetime = Field(alias="lastUpdated", description="When the pod reported.")
 
 

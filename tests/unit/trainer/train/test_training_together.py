@@ -33,17 +33,12 @@ VOWELS = {"type": "regex", "pattern": "[aeiou]"}
 REINFORCED = {
     "ppo": {"maxNewTokens": 5, "miniBatches": 2},
     "grpo": {"maxNewTokens": 5, "generations": 3, "beta": 0.1, "iterations": 2},
-    "rloo": {"maxNewTokens": 5, "generations": 3},
 }
 CASES: dict[str, dict[str, Any]] = {
     "an adapter, over a copy of the base each": {"method": {"lora": NO_DROPOUT}},
     "an adapter, over a base that is spread": {"method": {"lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
     "every weight, spread": {"method": {"tuner": "full"}},
     "every weight, a copy each": {"method": {"tuner": "full"}, "resources": {"sharding": "none"}},
-    "an adapter, over a base in 4 bits each": {
-        "method": {"tuner": "qlora", "lora": NO_DROPOUT},
-        "output": {"formats": ["adapter", "merged"]},
-    },
     "an adapter, over a base in 4 bits that is spread": {
         "method": {"tuner": "qlora", "lora": NO_DROPOUT},
         "resources": {"sharding": "full"},
@@ -51,7 +46,6 @@ CASES: dict[str, dict[str, Any]] = {
     "preferences": {"method": {"objective": "dpo", "lora": NO_DROPOUT}},
     "preferences, over a base that is spread": {"method": {"objective": "dpo", "lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
     "preferences, compared over the batch": {"method": {"objective": "dpo", "dpo": {"loss": "aot"}, "lora": NO_DROPOUT}},
-    "an encoder-decoder": {"layout": "t5", "method": {"lora": NO_DROPOUT}},
     "an encoder-decoder, spread": {"layout": "t5", "method": {"tuner": "full"}},
     "unpaired answers": {"method": {"objective": "kto", "lora": NO_DROPOUT}},
     **{
