@@ -55,6 +55,7 @@ class FailureCode(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     STORAGE_NOT_FOUND = "StorageNotFound"
+    STORAGE_DAMAGED = "StorageDamaged"
     NODE_LOST = "NodeLost"
     PREEMPTED = "Preempted"
     KILLED = "Killed"
@@ -82,6 +83,7 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.IMAGE_PULL_FAILED: "Check the image's name and the namespace's pull secrets.",
     FailureCode.STORAGE_UNAVAILABLE: "Object storage did not answer; the job goes on from its last checkpoint when applied anew.",
     FailureCode.STORAGE_NOT_FOUND: "Create the platform's bucket, or correct storage.bucket in the chart's values.",
+    FailureCode.STORAGE_DAMAGED: "Files in storage are not those that were written there. Remove the folder that the message names, and apply the job again, so that prepared data is made anew; a model must be published anew.",
     FailureCode.NODE_LOST: "The node went away; the job goes on elsewhere from its last checkpoint.",
     FailureCode.PREEMPTED: "The pod had to leave its node; the job goes on from its last checkpoint.",
     FailureCode.KILLED: "The container was killed from outside; the job goes on from its last checkpoint.",
@@ -106,6 +108,7 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.JUDGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_NOT_FOUND: ExitCode.MISSING,
+    FailureCode.STORAGE_DAMAGED: ExitCode.UNAVAILABLE,
     FailureCode.PEER_LOST: ExitCode.PEER_LOST,
     FailureCode.INTERNAL: ExitCode.INTERNAL,
 }
@@ -116,6 +119,7 @@ FAILURE_CLASSES: Final[dict[FailureCode, FailureClass]] = {
     FailureCode.STALLED: FailureClass.INFRASTRUCTURE,
     FailureCode.IMAGE_PULL_FAILED: FailureClass.INFRASTRUCTURE,
     FailureCode.STORAGE_UNAVAILABLE: FailureClass.INFRASTRUCTURE,
+    FailureCode.STORAGE_DAMAGED: FailureClass.INFRASTRUCTURE,  # it may have been on the way
     FailureCode.KILLED: FailureClass.INFRASTRUCTURE,
     FailureCode.PEER_LOST: FailureClass.INFRASTRUCTURE,
     FailureCode.INTERNAL: FailureClass.INFRASTRUCTURE,

@@ -34,6 +34,10 @@ def test_an_attempt_is_one_indexed_job_with_a_meeting_point() -> None:
     assert told["NODE_RANK"] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     made = [body["kind"] for plan in world.plans for body in plan.create]
     assert made == ["ConfigMap", "Job", "Service", "NetworkPolicy", "Job"]
+    (service, policy) = [body["spec"] for plan in world.plans for body in plan.create if body["kind"] in ("Service", "NetworkPolicy")]
+    own = {"matchLabels": service["selector"]}
+    assert service["selector"].items() <= batch["template"]["metadata"]["labels"].items()
+    assert (policy["podSelector"], policy["ingress"]) == (own, [{"from": [{"podSelector": own}]}]), "the pods of this job, and nobody else"
     prepares = world.batches["a-prepare"]["spec"]["template"]["spec"]
     assert "subdomain" not in prepares
     assert names.NODES not in {entry["name"] for entry in prepares["containers"][0]["env"]}

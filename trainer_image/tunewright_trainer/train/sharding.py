@@ -47,7 +47,7 @@ def add_up(weights: Iterable[torch.Tensor], world: World) -> None:
             if weight.grad is None:  # this process had no share of the batch
                 weight.grad = torch.zeros_like(weight)
             gradients.append(weight.grad)
-    for bucket in _buckets(gradients):
+    for bucket in buckets(gradients):
         if len(bucket) == 1:
             dist.all_reduce(bucket[0])
             continue
@@ -57,7 +57,7 @@ def add_up(weights: Iterable[torch.Tensor], world: World) -> None:
             gradient.copy_(summed.view_as(gradient))
 
 
-def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+def buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """Neighbours of one type: a message each for the many small gradients of an adapter would cost more than what is in them."""
     bucket: list[torch.Tensor] = []
     size = 0

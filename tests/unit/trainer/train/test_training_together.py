@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.support.models import tiny_model
@@ -22,6 +23,7 @@ from tunewright_crds.errors import ExitCode, FailureCode
 from tunewright_crds.pod import Failed, Outcome
 from tunewright_trainer.launch import cause
 from tunewright_trainer.storage import LocalStore
+from tunewright_trainer.train import sharding
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.world import World
 
@@ -132,6 +134,15 @@ def test_shares_are_even_and_whole() -> None:
     assert [[len(row.input_ids) for row in share] for share in shares] == [[9], [1, 7], [1, 2, 4]]
     assert World().shares(rows) == [rows]
     assert World(size=3).shares(rows[:2]) == [[rows[0]], [rows[1]], []]
+
+
+def test_gradients_travel_in_few_messages_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_BUCKET_BYTES", 40)
+    tensors = [
+        torch.zeros(count, dtype=dtype)
+        for count, dtype in ((4, torch.float32), (6, torch.float32), (1, torch.float32), (2, torch.bfloat16), (99, torch.bfloat16))
+    ]
+    assert [[tensor.numel() for tensor in bucket] for bucket in sharding.buckets(tensors)] == [[4, 6], [1], [2], [99]]
 
 
 REASON = Outcome(error=Failed(code=FailureCode.OUT_OF_MEMORY, message="no room"))
