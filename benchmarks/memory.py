@@ -33,6 +33,7 @@ CASES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "mistral-lora": ("mistral", LORA),
     "gemma-full": ("gemma", FULL),
     "phi3-lora": ("phi3", LORA),
+    "llama-qlora": ("llama", {"method": {"tuner": "qlora", "lora": {"dropout": 0.05}}}),
     "qwen3-lora-bf16": ("qwen3", LORA | {"hyperparameters": {"precision": "bf16"}}),
 }
 
@@ -79,8 +80,9 @@ def _measure(options: argparse.Namespace) -> dict[str, int]:
     from tests.support import memory
     from tunewright_trainer.plan.memory import LIBRARIES_CPU
     from tunewright_trainer.train.model import load
-    from tunewright_trainer.train.objective import objective_of
-    from tunewright_trainer.train.recipe import _optimizer
+    from tunewright_trainer.train.objective import objective_of, shares_of
+    from tunewright_trainer.train.optimizers import updates
+    from tunewright_trainer.train.world import World
 
     case, kind = options.measure
     layout, parts = CASES[case]
@@ -100,17 +102,18 @@ def _measure(options: argparse.Namespace) -> dict[str, int]:
 
         before = _status("VmRSS")
         tuned = load(base, spec)
-    batch, objective, weights = memory.a_batch(tuned, tokens=options.tokens, learned=LEARNED), objective_of(spec), tuned.trainable
-    optimizer, peak = _optimizer(weights, 0.0), 0
+    batch, objective, weights = memory.a_batch(tuned, tokens=options.tokens, learned=LEARNED), objective_of(spec, tuned), tuned.trainable
+    optimizer, peak = updates(tuned, spec.hyperparameters).optimizer, 0
     tuned.network.train()
+    ((share,),) = shares_of(objective, tuned, [[batch.rows]], World())
     for _ in range(3 if kind == "process" else 1):  # each step two micro-batches, the second with gradients that are there
-        objective.backward(tuned, batch, share_of=100)
+        objective.backward(tuned, batch, share_of=share)
         if kind == "tensors":
             with memory.counted(tuned, batch) as live:
-                objective.backward(tuned, batch, share_of=100)
+                objective.backward(tuned, batch, share_of=share)
             peak = live.peak
         else:
-            objective.backward(tuned, batch, share_of=100)
+            objective.backward(tuned, batch, share_of=share)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     planned = {
