@@ -53,7 +53,9 @@ class Pace:
         last = self._jobs.get(uid)
         # A checkpoint of a report that is not written goes with the next one that is.
         checkpoint = report.last_checkpoint or (last.checkpoint if last else None)
-        finished = 0 < report.progress.max_steps <= report.progress.step
+        progress = report.progress
+        done, all_of_it = (progress.evaluated, progress.to_evaluate) if progress.to_evaluate else (progress.step, progress.max_steps)
+        finished = 0 < all_of_it <= done
         answers = last is not None and checkpoint is not None and checkpoint.request not in ("", last.answered)
         due = (
             last is None
@@ -91,7 +93,8 @@ class Progress:
         asked = clean((job["metadata"].get("annotations") or {}).get(names.CHECKPOINT_ANNOTATION, ""), limit=MAX_REQUEST)
         checkpoint = self._pace.admit(report)
         if checkpoint is not False:
-            await self._write(report, checkpoint if isinstance(checkpoint, LastCheckpoint) else None)
+            before = job.get("status", {}).get("progress", {})
+            await self._write(report, before, checkpoint if isinstance(checkpoint, LastCheckpoint) else None)
         return ProgressAnswer(written=checkpoint is not False, checkpoint=asked)
 
     async def _check_sender(self, who: Identity, report: ProgressReport) -> None:
@@ -123,14 +126,14 @@ class Progress:
         status = job.get("status", {})
         if status.get("phase") in [phase for phase in Phase if phase.terminal]:
             raise Gone("The job has ended.")
-        if status.get("progress", {}).get("attempt", 0) > report.progress.attempt:
+        if not report.progress.to_evaluate and status.get("progress", {}).get("attempt", 0) > report.progress.attempt:
             raise Conflict("A later attempt of the job reports already.")
         return job
 
-    async def _write(self, report: ProgressReport, checkpoint: LastCheckpoint | None) -> None:
+    async def _write(self, report: ProgressReport, before: Object, checkpoint: LastCheckpoint | None) -> None:
         path = f"/apis/{names.API_VERSION}/namespaces/{report.job.namespace}/{names.JOBS}/{report.job.name}/status"
         try:
-            await self._kube.json_patch(path, patch(report, checkpoint), manager=names.PROGRESS_MANAGER)
+            await self._kube.json_patch(path, patch(report, before, checkpoint), manager=names.PROGRESS_MANAGER)
         except KubeUnreachable as error:
             raise Unavailable("The API server did not answer; try again.", retry_after=5) from error
         except KubeError as error:
@@ -142,9 +145,12 @@ class Progress:
             raise Unavailable(f"The progress could not be written ({error.status}).", retry_after=60) from error
 
 
-def patch(report: ProgressReport, checkpoint: LastCheckpoint | None) -> list[dict[str, Any]]:
-    """The JSON patch of the status; it fails as a whole where the job is another than the report's."""
+def patch(report: ProgressReport, before: Object, checkpoint: LastCheckpoint | None) -> list[dict[str, Any]]:
+    """The JSON patch of the status; it fails as a whole where the job is another than the report's. An evaluation, which knows nothing of the training
+    that was ``before``, adds to what that told."""
     progress = report.progress.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if report.progress.to_evaluate:
+        progress = before | {name: progress[name] for name in ("evaluated", "toEvaluate", "lastUpdated")}
     operations: list[dict[str, Any]] = [
         {"op": "test", "path": "/metadata/uid", "value": report.job.uid},
         {"op": "add", "path": "/status/progress", "value": progress},

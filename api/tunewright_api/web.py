@@ -134,13 +134,16 @@ def row(job: Object) -> dict[str, Any]:
     meta, status = job["metadata"], job.get("status", {})
     progress, error, model = status.get("progress", {}), status.get("error", {}), status.get("model", {})
     evaluation = status.get("evaluation", {})
+    evaluating = phase_of(job) == Phase.EVALUATING and progress.get("toEvaluate")
+    done, all_of_it = progress.get("evaluated", 0), progress.get("toEvaluate", 0)
     running = phase_of(job) in (Phase.TRAINING, Phase.PUBLISHING)
     return {
         "namespace": meta["namespace"],
         "name": meta["name"],
         "age": age(datetime.now(UTC) - datetime.fromisoformat(meta["creationTimestamp"])),
         "phase": phase_of(job),
-        "percent": progress.get("percent", 0),
+        "percent": 100 * done // all_of_it if evaluating else progress.get("percent", 0),
+        "evaluating": f"evaluating {done} of {all_of_it}" if evaluating else "",
         "step": progress.get("step", 0),
         "max_steps": progress.get("maxSteps", 0),
         "loss": progress.get("loss", ""),

@@ -49,11 +49,13 @@ class FailureCode(StrEnum):
     MEMORY_TOO_SMALL = "MemoryTooSmall"
     LOSS_DIVERGED = "LossDiverged"
     QUALITY_TOO_LOW = "QualityTooLow"
+    JUDGE_UNAVAILABLE = "JudgeUnavailable"
     STALLED = "Stalled"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     STORAGE_NOT_FOUND = "StorageNotFound"
+    STORAGE_DAMAGED = "StorageDamaged"
     NODE_LOST = "NodeLost"
     PREEMPTED = "Preempted"
     KILLED = "Killed"
@@ -75,11 +77,13 @@ ADVICE: Final[dict[FailureCode, str]] = {
     FailureCode.MEMORY_TOO_SMALL: "Change one of what the message names, or set resources.ignoreMemoryPlan to try all the same; the prepared data is kept.",
     FailureCode.LOSS_DIVERGED: "Lower hyperparameters.learningRate, raise warmupRatio, or look at the data report for odd rows.",
     FailureCode.QUALITY_TOO_LOW: "Read the evaluation report (status.evaluation.reportUri); tune on more or better data, for longer, or require less. The artefact is kept.",
+    FailureCode.JUDGE_UNAVAILABLE: "Check that evaluation.judge.endpoint answers, and that pods of the namespace may reach it; or require no win_rate. The artefact is kept.",
     FailureCode.STALLED: "Look at the pod's log; a step did not end in the time that steps of this job took before.",
     FailureCode.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds or give the job more resources; checkpoints are kept.",
     FailureCode.IMAGE_PULL_FAILED: "Check the image's name and the namespace's pull secrets.",
     FailureCode.STORAGE_UNAVAILABLE: "Object storage did not answer; the job goes on from its last checkpoint when applied anew.",
     FailureCode.STORAGE_NOT_FOUND: "Create the platform's bucket, or correct storage.bucket in the chart's values.",
+    FailureCode.STORAGE_DAMAGED: "Files in storage are not those that were written there. Remove the folder that the message names, and apply the job again, so that prepared data is made anew; a model must be published anew.",
     FailureCode.NODE_LOST: "The node went away; the job goes on elsewhere from its last checkpoint.",
     FailureCode.PREEMPTED: "The pod had to leave its node; the job goes on from its last checkpoint.",
     FailureCode.KILLED: "The container was killed from outside; the job goes on from its last checkpoint.",
@@ -101,17 +105,21 @@ EXIT_CODES: Final[dict[FailureCode, ExitCode]] = {
     FailureCode.MEMORY_TOO_SMALL: ExitCode.CONFIG,
     FailureCode.LOSS_DIVERGED: ExitCode.DATA,
     FailureCode.QUALITY_TOO_LOW: ExitCode.QUALITY,
+    FailureCode.JUDGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_UNAVAILABLE: ExitCode.UNAVAILABLE,
     FailureCode.STORAGE_NOT_FOUND: ExitCode.MISSING,
+    FailureCode.STORAGE_DAMAGED: ExitCode.UNAVAILABLE,
     FailureCode.PEER_LOST: ExitCode.PEER_LOST,
     FailureCode.INTERNAL: ExitCode.INTERNAL,
 }
 
 FAILURE_CLASSES: Final[dict[FailureCode, FailureClass]] = {
     FailureCode.OUT_OF_MEMORY: FailureClass.OUT_OF_MEMORY,
+    FailureCode.JUDGE_UNAVAILABLE: FailureClass.INFRASTRUCTURE,
     FailureCode.STALLED: FailureClass.INFRASTRUCTURE,
     FailureCode.IMAGE_PULL_FAILED: FailureClass.INFRASTRUCTURE,
     FailureCode.STORAGE_UNAVAILABLE: FailureClass.INFRASTRUCTURE,
+    FailureCode.STORAGE_DAMAGED: FailureClass.INFRASTRUCTURE,  # it may have been on the way
     FailureCode.KILLED: FailureClass.INFRASTRUCTURE,
     FailureCode.PEER_LOST: FailureClass.INFRASTRUCTURE,
     FailureCode.INTERNAL: FailureClass.INFRASTRUCTURE,

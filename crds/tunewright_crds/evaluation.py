@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part, Rules, TaskUri
-from tunewright_crds.method import Objective, either
+from tunewright_crds.fields import Part, Rules, SecretName, TaskUri
+from tunewright_crds.method import REINFORCED, Objective, either
 from tunewright_crds.rules import MAX_RULES, AnswerRule
 
 MAX_METRICS: Final = 32
@@ -38,6 +38,8 @@ class MetricName(StrEnum):
     INST_LEVEL_STRICT = "inst_level_strict_acc"
     PROMPT_LEVEL_LOOSE = "prompt_level_loose_acc"
     INST_LEVEL_LOOSE = "inst_level_loose_acc"
+    WIN_RATE = "win_rate"
+    REWARD = "reward"
 
 
 # The metrics of lm_eval's tasks, and whether more is better.
@@ -63,11 +65,15 @@ LOWER_IS_BETTER: Final = frozenset(
     {MetricName.LOSS.value, MetricName.PERPLEXITY.value, *(name for name, more in HARNESS_METRICS.items() if not more)}
 )
 
-# What is measured of a model that was tuned for an objective; others are not measured.
+_OF_ANSWERS: Final = tuple(name for name in MetricName if name not in (MetricName.PREFERENCE_ACCURACY, MetricName.REWARD))
+
+# What is measured of a model that was tuned for an objective.
 MEASURES: Final[dict[Objective, tuple[MetricName, ...]]] = {
-    Objective.SFT: tuple(name for name in MetricName if name is not MetricName.PREFERENCE_ACCURACY),
-    Objective.DPO: tuple(MetricName),
+    Objective.SFT: _OF_ANSWERS,
+    Objective.DPO: (*_OF_ANSWERS, MetricName.PREFERENCE_ACCURACY),
+    Objective.KTO: (*_OF_ANSWERS, MetricName.PREFERENCE_ACCURACY),
     Objective.REWARD: (MetricName.PREFERENCE_ACCURACY,),
+    **dict.fromkeys(REINFORCED, (*_OF_ANSWERS, MetricName.REWARD)),
 }
 
 # Fields of `evaluation` without which some things are not measured.
@@ -78,7 +84,9 @@ MEASURED_WITH: Final[dict[str, tuple[MetricName, ...]]] = {
         MetricName.PROMPT_LEVEL_LOOSE,
         MetricName.INST_LEVEL_LOOSE,
     ),
+    "judge": (MetricName.WIN_RATE,),
 }
+_GIVEN: Final = {"rules": "size(self.rules) > 0", "judge": "(has(self.judge) && has(self.judge.endpoint) && self.judge.endpoint != '')"}
 
 
 class Classification(StrEnum):
@@ -164,10 +172,55 @@ class EvaluationTask(Part, json_schema_extra=Rules(("!self.name.matches('(^test|
         return self
 
 
+_NO_JUDGE: Final = "a judge needs endpoint and model; without them there is none, and nothing to tell it"
+
+
+class Judge(
+    Part,
+    json_schema_extra=Rules(
+        # The server checks the default, an empty object, as it stands.
+        ("(has(self.endpoint) && self.endpoint != '') == (has(self.model) && self.model != '')", _NO_JUDGE),
+        (
+            "(has(self.endpoint) && self.endpoint != '') || ((!has(self.criteria) || self.criteria == '') "
+            "&& (!has(self.apiKeySecret) || self.apiKeySecret == ''))",
+            _NO_JUDGE,
+        ),
+    ),
+):
+    """Another model that compares the answers to the test rows, behind any endpoint with OpenAI's chat API.
+
+    It is asked about each pair twice, each answer once the first to be read; one wins only if both verdicts are for it, all else is a tie. What comes of it
+    is win_rate: wins, and ties by half, of the pairs. A judge that cannot be reached fails no job, unless win_rate is required.
+    """
+
+    endpoint: str = Field(
+        "",
+        max_length=1024,
+        pattern=r"^$|^https?://[^\s@/?#]+(/[^\s?#@]*)?$",
+        description="Address that /chat/completions is below, such as https://api.example.com/v1. Prompts and answers are sent there. Default: no judge.",
+    )
+    model: str = Field("", max_length=256, description="Name of the judging model there.")
+    api_key_secret: SecretName = Field(
+        "",
+        alias="apiKeySecret",
+        description="Secret of this namespace with OPENAI_API_KEY, which is sent as a bearer token. Default: none.",
+    )
+    criteria: str = Field("", max_length=2048, description="What else makes an answer better, in words that the judge is told.")
+    timeout_seconds: int = Field(120, alias="timeoutSeconds", ge=1, le=3600, description="Patience with one reply.")
+    parallel: int = Field(4, ge=1, le=64, description="Questions at a time.")
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> "Judge":
+        if bool(self.endpoint) != bool(self.model) or (not self.endpoint and (self.criteria or self.api_key_secret)):
+            raise ValueError(_NO_JUDGE)
+        return self
+
+
 _DISABLED: Final = "require is for an evaluation that is enabled"
 _NO_BASE: Final = "betterThanBase needs compareWithBase: true"
 _NO_SUCH_TASK: Final = "require takes a fewShot that is not measured: add it to evaluation.fewShot"
 _UNKNOWN_TASK: Final = "require names a task that is none of evaluation.tasks"
+_JUDGED_ALONE: Final = "a judge compares the tuned model with its base: it needs compareWithBase: true"
 _TWICE: Final = "two of evaluation.tasks have one name"
 
 
@@ -187,10 +240,11 @@ class Evaluation(
         ("!has(self.require) || self.compareWithBase || self.require.all(r, !r.betterThanBase)", _NO_BASE),
         ("!has(self.require) || self.require.all(r, r.fewShot in self.fewShot)", _NO_SUCH_TASK),
         ("!has(self.require) || self.require.all(r, r.task == '' || self.tasks.exists(t, t.name == r.task))", _UNKNOWN_TASK),
+        (f"!{_GIVEN['judge']} || self.compareWithBase", _JUDGED_ALONE),
         ("!has(self.tasks) || self.tasks.all(t, self.tasks.exists_one(other, other.name == t.name))", _TWICE),
         *(
             (
-                f"!has(self.require) || size(self.{field}) > 0 || self.require.all(r, r.task != '' || !(r.metric in {_cel(names)}))",
+                f"!has(self.require) || {_GIVEN[field]} || self.require.all(r, r.task != '' || !(r.metric in {_cel(names)}))",
                 _without(field),
             )
             for field, names in MEASURED_WITH.items()
@@ -201,7 +255,8 @@ class Evaluation(
 
     Rows to test with come from dataset.testFraction or from a source with split: test; without any, the step is left out. Base and tuned
     model answer the same prompts: loss, perplexity and token_accuracy of the right answers; exact_match, f1, rouge_l, bleu and chrf of the
-    model's own, greedy ones; accuracy and macro averages where answers are labels; preference_accuracy where rows are preferences. How often answers follow `rules` is
+    model's own, greedy ones; accuracy and macro averages where answers are labels; preference_accuracy where rows are preferences, or answers marked as
+    good or bad; reward, by the job's own rewards, where it learned from them. How often answers follow `rules` is
     counted in the manner of IFEval (Zhou et al. 2023, arXiv:2311.07911): prompt_level_*_acc, of the answers, those that follow all rules;
     inst_level_*_acc, of the rules over all answers, those that are followed; strict as the answer is, loose also without its first or last line, or without asterisks.
 
@@ -238,6 +293,7 @@ class Evaluation(
         max_length=MAX_TASKS,
         description="Tasks of lm_eval that the models are put to beside the test rows, with as many examples shown as fewShot says.",
     )
+    judge: Judge = Field(default_factory=Judge, description="Another model that compares the answers of base and tuned model.")
     require: list[Requirement] = Field(
         default_factory=list, max_length=16, description="What the tuned model must reach; otherwise it is not published as a TunedModel."
     )
@@ -250,13 +306,16 @@ class Evaluation(
             raise ValueError(_NO_BASE)
         if any(wanted.few_shot not in self.few_shot for wanted in self.require):
             raise ValueError(_NO_SUCH_TASK)
+        if self.judge.endpoint and not self.compare_with_base:
+            raise ValueError(_JUDGED_ALONE)
         names_of_tasks = [task.name for task in self.tasks]
         if len(set(names_of_tasks)) < len(names_of_tasks):
             raise ValueError(_TWICE)
         if any(wanted.task not in ("", *names_of_tasks) for wanted in self.require):
             raise ValueError(_UNKNOWN_TASK)
+        given = {"rules": bool(self.rules), "judge": bool(self.judge.endpoint)}
         for field, names in MEASURED_WITH.items():
-            if not getattr(self, field) and any(wanted.metric in names and not wanted.task for wanted in self.require):
+            if not given[field] and any(wanted.metric in names and not wanted.task for wanted in self.require):
                 raise ValueError(_without(field))
         return self
 
@@ -293,14 +352,12 @@ class EvaluationStatus(Part):
     report_uri: str = Field("", alias="reportUri", max_length=2048, description="The evaluation report, with intervals and answers.")
 
 
-NO_ANSWERS: Final = "evaluation.rules and tasks are for models that answer: leave them out with objective reward"
+NO_ANSWERS: Final = "evaluation.rules, tasks and judge are for models that answer: leave them out with objective reward"
 NO_TEST_ROWS: Final = "require needs rows to test with: set dataset.testFraction, or a source with split: test"
 
 
 def unmeasured(objective: Objective) -> str:
     """What is said of requirements that no model of this objective is measured by."""
-    if objective not in MEASURES:
-        return f"the model of objective {objective} is not measured: leave evaluation.require out"
     if len(MEASURES[objective]) < len(MetricName) / 2:
         return f"of objective {objective}, evaluation.require can name {either(MEASURES[objective])}"
     return f"objective {objective} is not measured by {either([name for name in MetricName if name not in MEASURES[objective]])}"
@@ -310,8 +367,6 @@ def left_out(wanted: Evaluation, objective: Objective, *, test_examples: int) ->
     """Why there is nothing to measure, in words; empty where there is."""
     if not wanted.enabled:
         return "evaluation.enabled is false"
-    if objective not in MEASURES:
-        return f"the model of objective {objective} is not measured"
     if not test_examples and not wanted.tasks:
         return "there are no rows to test with: set dataset.testFraction, or a source with split: test"
     return ""
@@ -326,11 +381,9 @@ def without_test_rows(wanted: Evaluation, *, test_examples: int) -> str:
 
 def unfit(wanted: Evaluation, objective: Objective) -> str:
     """Why what is required can never be met with this objective, in words; empty where it can."""
-    measured = MEASURES.get(objective, ())
-    if objective is Objective.REWARD and (wanted.rules or wanted.tasks):
+    measured = MEASURES[objective]
+    if objective is Objective.REWARD and (wanted.rules or wanted.tasks or wanted.judge.endpoint):
         return NO_ANSWERS
-    if objective not in MEASURES and wanted.tasks:
-        return unmeasured(objective)
     return unmeasured(objective) if any(not required.task and required.metric not in measured for required in wanted.require) else ""
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import Field, model_validator
 
 from tunewright_crds.dataset import MAX_TEMPLATE, DataFormat, Dataset, TrainOn
-from tunewright_crds.evaluation import MEASURES, NO_ANSWERS, NO_TEST_ROWS, Evaluation, MetricName, unfit, unmeasured
+from tunewright_crds.evaluation import MEASURES, NO_ANSWERS, NO_TEST_ROWS, Evaluation, unfit, unmeasured
 from tunewright_crds.fields import DNS_LABEL as DNS_LABEL_PATTERN
 from tunewright_crds.fields import (
     MODEL_PINNED,
@@ -237,13 +237,11 @@ def _rules_of_requirements() -> Iterator[tuple[str, str]]:
         f"{of_rows} || self.dataset.ref != '' || self.dataset.testFraction > 0.0 || self.dataset.sources.exists(s, s.split == 'test')",
         NO_TEST_ROWS,
     )
-    for objective in Objective:
-        measured = MEASURES.get(objective, ())
-        if len(measured) < len(MetricName):
-            none = f"{of_rows} && self.evaluation.tasks.size() == 0"
-            can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})" if measured else none
-            yield f"self.method.objective != '{objective}' || ({can})", unmeasured(objective)
-    yield "self.method.objective != 'reward' || (self.evaluation.rules.size() == 0 && self.evaluation.tasks.size() == 0)", NO_ANSWERS
+    for objective, measured in MEASURES.items():
+        can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})"
+        yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
+    asked = "self.evaluation.rules.size() > 0 || self.evaluation.tasks.size() > 0 || self.evaluation.judge.endpoint != ''"
+    yield f"self.method.objective != 'reward' || !({asked})", NO_ANSWERS
 
 
 def _rules_of_tuners() -> Iterator[tuple[str, str]]:

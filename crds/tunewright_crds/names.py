@@ -43,6 +43,7 @@ CONFIG_ANNOTATION: Final = f"{GROUP}/config"  # of a pod that outlives its owner
 STORAGE_CREDENTIALS: Final = "/var/run/tunewright/storage"
 MODEL_CREDENTIALS: Final = "/var/run/tunewright/model-credentials"
 DATASET_CREDENTIALS: Final = "/var/run/tunewright/dataset-credentials"
+JUDGE_CREDENTIALS: Final = "/var/run/tunewright/judge-credentials"
 MLFLOW_CREDENTIALS: Final = "/var/run/tunewright/mlflow-credentials"
 WANDB_CREDENTIALS: Final = "/var/run/tunewright/wandb-credentials"
 HUB_CREDENTIALS: Final = "/var/run/tunewright/hub-credentials"

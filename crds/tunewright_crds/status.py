@@ -49,6 +49,8 @@ class Progress(Part):
     attempt: int = Field(0, ge=0, description="Attempt that reported.")
     resumed_from_step: int = Field(0, alias="resumedFromStep", ge=0, description="Step at which that attempt began.")
     metrics: list[Metric] = Field(default_factory=list, max_length=MAX_METRICS, description="Last values.")
+    evaluated: int = Field(0, ge=0, description="While evaluating: prompts that base and tuned model have answered, and answers judged.")
+    to_evaluate: int = Field(0, alias="toEvaluate", ge=0, description="How many there are in all.")
     last_updated: datetime = Field(alias="lastUpdated", description="When the pod reported.")
 
 
@@ -230,6 +232,12 @@ class JobStatus(PreparationStatus):
     best_checkpoint: BestCheckpoint | None = Field(None, alias="bestCheckpoint", description="The best validation so far.")
     attempts: list[AttemptStatus] = Field(
         default_factory=list, max_length=MAX_ATTEMPTS_TOLD, description="The last attempts, oldest first."
+    )
+    gpu_seconds: int = Field(
+        0,
+        alias="gpuSeconds",
+        ge=0,
+        description="GPUs of all pods times the seconds of their attempts, from when the pods were made; of attempts that have ended.",
     )
     restarts: Restarts = Field(default_factory=Restarts, description="Attempts tried again, by cause.")
     memory: MemoryStatus | None = Field(None, description="What training will take, counted before it starts.")

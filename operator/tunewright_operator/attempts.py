@@ -168,6 +168,10 @@ def _fill(work: Work, attempt: AttemptStatus, pod: Pod | None, outcome: Outcome 
     """Numbers of an ended attempt: from its own last words, else from the last progress that it reported."""
     progress = work.status.progress if work.status.progress and work.status.progress.attempt == attempt.number else None
     attempt.end_time = ended
+    if attempt.start_time:
+        resources = work.wanted.resources
+        lasted = max(0.0, (ended - attempt.start_time).total_seconds())
+        work.status.gpu_seconds += round(resources.nodes * resources.gpus_per_node * lasted)
     if pod:
         attempt.exit_code, attempt.node = pod.exit_code, pod.node or attempt.node
     resumed = outcome.resumed_from_step if outcome else None

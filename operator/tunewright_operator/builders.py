@@ -229,6 +229,8 @@ def _pod(config: PodConfig, owner: Identity, settings: Settings, *, role: Role, 
         secrets[names.MODEL_CREDENTIALS] = config.spec.model.credentials_secret
     if config.spec.dataset.credentials_secret:
         secrets[names.DATASET_CREDENTIALS] = config.spec.dataset.credentials_secret
+    if role is Role.EVALUATE and config.spec.evaluation.judge.api_key_secret:
+        secrets[names.JUDGE_CREDENTIALS] = config.spec.evaluation.judge.api_key_secret
     if role is Role.TRAIN:
         secrets |= _destinations(config.spec)
     volumes, mounts = _secret_files(secrets)

@@ -272,6 +272,12 @@ TOGETHER: dict[str, tuple[dict[str, Any], str]] = {
     "a task that is called like the test rows": ({"evaluation.tasks": [{"name": "test", "uri": "s3://b-1/t/"}]}, "is not called test"),
     "two tasks of one name": ({"evaluation.tasks": [{"name": "x", "uri": f"s3://b-1/{at}/"} for at in "ab"]}, "have one name"),
     "a rule without its pattern": ({"evaluation.rules": [{"type": "regex"}]}, "pattern is for type regex"),
+    "a verdict that is required without a judge": (_required(metric="win_rate", min=0.5), "evaluation.judge must be given"),
+    "criteria for no judge": ({"evaluation.judge": {"criteria": "Be brief."}}, "a judge needs endpoint and model"),
+    "a judge of one model": (
+        {"evaluation.judge": {"endpoint": "https://j.example/v1", "model": "m"}, "evaluation.compareWithBase": False},
+        "it needs compareWithBase",
+    ),
     "rules that are required and not there": (_required(metric="inst_level_loose_acc", min=0.5), "evaluation.rules must be given"),
     "a task that is not measured": (_required(metric="f1", min=0.5, fewShot=4), "takes a fewShot that is not measured"),
     "required and not enabled": (_required(metric="f1", min=0.5) | {"evaluation.enabled": False}, "for an evaluation that is enabled"),

@@ -112,14 +112,15 @@ def train(
 ) -> None:
     """Train on prepared data, going on from the newest checkpoint, and publish the model."""
     with ending("train") as end:
-        from tunewright_trainer import train as training
         from tunewright_trainer.config import load_pod_config
-        from tunewright_trainer.storage import open_store
 
         job = load_pod_config(config)
         node, work = launch.this_node(processes, job.spec.resources.gpus_per_node), launch.scratch()
         if node.size > 1:
             raise SystemExit(launch.run(node, work=work))
+        from tunewright_trainer import train as training
+        from tunewright_trainer.storage import open_store
+
         load_no_more_than(job)
         end.outcome = training.run(
             job, attempt=attempt, dataset_digest=dataset, halvings=halvings, work=work, store=open_store(job.storage)

@@ -130,12 +130,17 @@ def as_refusal(verb: str, error: Exception, *, quote: bool = True) -> Refusal:
         return Refusal(FailureCode.OUT_OF_MEMORY, f"{verb} ran out of memory: {_first_line(error) if quote else type(error).__name__}")
     if is_lost_peer(error):
         return Refusal(FailureCode.PEER_LOST, f"a process that trains together with this one went away: {_first_line(error)}")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if is_disk_full(error):
         return Refusal(FailureCode.CONFIG_INVALID, "the scratch volume is full; ask for a larger one", param="spec.resources.scratch")
     frames = "".join(traceback.format_tb(error.__traceback__))
     log.error("unforeseen %s in %s%s\n%s", type(error).__name__, verb, f": {error}" if quote else "", frames)
     text = f": {_first_line(error)}" if quote and str(error) else ""
     return Refusal(FailureCode.INTERNAL, f"unforeseen {type(error).__name__} in {verb}{text}")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether no space was left on the disk. Libraries written in other languages, as safetensors, say so in words only."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

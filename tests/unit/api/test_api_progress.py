@@ -8,10 +8,12 @@ import pytest
 
 from tests.support.front_end import FakeKube, in_process, thing
 from tunewright_api.progress import Pace, read_report
+from tunewright_api.web import row
 from tunewright_crds import names
 from tunewright_crds.pod import MAX_PROGRESS_BYTES
 from tunewright_crds.status import LastCheckpoint
 
+META = {"namespace": "team-a", "name": "job", "uid": "uid-1", "creationTimestamp": "2026-01-01T00:00:00Z"}
 REPORT: dict[str, Any] = {
     "job": {"namespace": "team-a", "name": "job", "uid": "uid-1"},
     "progress": {"step": 5, "maxSteps": 10, "attempt": 1, "percent": 50, "loss": "1.5", "lastUpdated": "2026-01-02T03:04:05Z"},
@@ -189,3 +191,18 @@ async def test_a_body_that_does_not_tell_its_length_is_cut_off() -> None:
     async with in_process(FakeKube()) as client:
         answer = await client.post("/internal/progress", content=pieces(), headers={"Authorization": "Bearer t"})
     assert answer.status_code == 413
+
+
+async def test_an_evaluation_adds_to_what_training_told() -> None:
+    trained = {"step": 10, "maxSteps": 10, "attempt": 3, "percent": 100, "loss": "0.5", "lastUpdated": "2026-01-02T03:04:05Z"}
+    kube = FakeKube(users={"t": a_token()}, pods=a_pod())
+    kube.objects[names.JOBS] = [a_job(phase="Evaluating", progress=trained)]
+    sent = REPORT | {"progress": {"evaluated": 40, "toEvaluate": 200, "lastUpdated": "2026-01-02T04:00:00Z"}}
+    async with in_process(kube) as client:
+        answer = await client.post("/internal/progress", json=sent, headers={"Authorization": "Bearer t"})
+    assert answer.status_code == 202, answer.text
+    (operations,) = kube.patches
+    assert operations[1]["value"] == trained | {"evaluated": 40, "toEvaluate": 200, "lastUpdated": "2026-01-02T04:00:00Z"}
+    shown = row(a_job(phase="Evaluating", progress=operations[1]["value"]) | {"metadata": META})
+    assert (shown["percent"], shown["evaluating"]) == (20, "evaluating 40 of 200")
+    assert row(a_job(phase="Succeeded", progress=operations[1]["value"]) | {"metadata": META})["evaluating"] == ""

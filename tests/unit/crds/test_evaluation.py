@@ -13,6 +13,7 @@ from tunewright_crds.job import JobSpec, read_spec
 from tunewright_crds.method import Objective
 from tunewright_crds.pod import MAX_TERMINATION_BYTES, Failed, Outcome
 
+JUDGE = {"endpoint": "https://judge.example/v1", "model": "m"}
 EXACT: dict[str, Any] = {"metric": "exact_match", "min": 0.8}
 
 
@@ -71,6 +72,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, dict[str, Any], str]] = {
     "a task of the hub": ({"tasks": [{"name": "x", "uri": "hf://a/b@main"}]}, "sft", {}, "the folder of a task is s3"),
     "a metric of a task without its name": ({"require": [{"metric": "acc", "min": 1}]}, "sft", {}, "need its name in task"),
     "tasks for a judge": ({"tasks": [{"name": "x", "uri": "s3://b-1/t/"}]}, "reward", {}, "for models that answer"),
+    "a judge's verdict without a judge": ({"require": [{"metric": "win_rate", "min": 0.5}]}, "sft", {}, "evaluation.judge must be given"),
+    "a judge of one model": ({"judge": JUDGE, "compareWithBase": False}, "sft", {}, "needs compareWithBase"),
+    "a judge without a model": ({"judge": {"endpoint": "https://judge.example/v1"}}, "sft", {}, "needs endpoint and model"),
+    "criteria for no judge": ({"judge": {"criteria": "Be brief."}}, "sft", {}, "needs endpoint and model"),
+    "a judge of judges": ({"judge": JUDGE}, "reward", {}, "for models that answer"),
+    "a key in an address": ({"judge": JUDGE | {"endpoint": "https://me:key@judge.example/v1"}}, "sft", {}, "match pattern"),
+    "a file as a judge": ({"judge": JUDGE | {"endpoint": "file:///etc/passwd"}}, "sft", {}, "match pattern"),
     "shots without end": ({"fewShot": [100]}, "sft", {}, "less than or equal"),
 }
 
@@ -88,6 +96,7 @@ def test_requirements_that_can_be_met_are_taken() -> None:
     a_spec({"require": [{"metric": "preference_accuracy", "min": 0.6}]}, "dpo")
     a_spec({"require": [{"metric": "preference_accuracy", "min": 0.6}]}, "reward")
     a_spec({"require": [{"metric": "prompt_level_strict_acc", "min": 0.6}], "rules": [{"type": "regex", "pattern": "^yes"}]})
+    a_spec({"require": [{"metric": "win_rate", "min": 0.6}], "judge": JUDGE | {"apiKeySecret": "judge"}})
     of_task = {"require": [{"metric": "acc", "task": "words", "min": 0.5}], "tasks": [{"name": "words", "uri": "s3://b-1/t/"}]}
     assert left_out(a_spec(of_task, testFraction=0.0).evaluation, Objective.SFT, test_examples=0) == "", "tasks need no rows to test with"
     assert without_test_rows(a_spec(of_task).evaluation, test_examples=0) == ""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.builders import MEASURED, PREPARED, PREPARED_WITH_TEST, TRAINED, JobBuilder, World, a_job, a_prepared_world, failure
+from tunewright_crds import names
 from tunewright_crds.errors import ADVICE, FailureCode
 from tunewright_crds.names import Phase
 from tunewright_operator.conditions import condition, holds
@@ -139,3 +140,16 @@ def test_the_evaluating_pod_asks_for_what_training_asks_for_but_one_gpu() -> Non
     assert [{part: of.pop("nvidia.com/gpu") for part, of in parts.items()} for parts in asked] == [dict.fromkeys(asked[0], n) for n in "41"]
     assert asked[0] == asked[1]
     assert pods[1]["priorityClassName"] == "high"
+
+
+def test_only_the_evaluating_pod_holds_the_judges_key() -> None:
+    judge = {"endpoint": "https://judge.example/v1", "model": "m", "apiKeySecret": "judge-key"}
+    world = trained(a_job().with_spec(evaluation={"judge": judge}))
+    mounts = {
+        name: [mount["mountPath"] for mount in world.batches[name]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]]
+        for name in (JOB, EVALUATION)
+    }
+    assert names.JUDGE_CREDENTIALS in mounts[EVALUATION]
+    assert names.JUDGE_CREDENTIALS not in mounts[JOB]
+    volumes = world.batches[EVALUATION]["spec"]["template"]["spec"]["volumes"]
+    assert "judge-key" in [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]

@@ -34,6 +34,10 @@ def test_an_attempt_is_one_indexed_job_with_a_meeting_point() -> None:
     assert told["NODE_RANK"] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     made = [body["kind"] for plan in world.plans for body in plan.create]
     assert made == ["ConfigMap", "Job", "Service", "NetworkPolicy", "Job"]
+    (service, policy) = [body["spec"] for plan in world.plans for body in plan.create if body["kind"] in ("Service", "NetworkPolicy")]
+    own = {"matchLabels": service["selector"]}
+    assert service["selector"].items() <= batch["template"]["metadata"]["labels"].items()
+    assert (policy["podSelector"], policy["ingress"]) == (own, [{"from": [{"podSelector": own}]}]), "the pods of this job, and nobody else"
     prepares = world.batches["a-prepare"]["spec"]["template"]["spec"]
     assert "subdomain" not in prepares
     assert names.NODES not in {entry["name"] for entry in prepares["containers"][0]["env"]}
@@ -162,6 +166,18 @@ def test_what_no_retry_would_mend_fails_the_job_whatever_the_others_say() -> Non
     world.fail_batch(JOB).settle()
     assert world.status.error is not None
     assert (world.status.error.code, world.status.error.message) == ("LossDiverged", "loss is NaN")
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(3, 4), (1, 2), (3, 0)])
+def test_the_seconds_of_all_gpus_of_all_attempts_are_counted(nodes: int, gpus: int) -> None:
+    world = gang(nodes, gpusPerNode=gpus)
+    for attempt in (1, 2):
+        world.pass_time(100)
+        for index in range(nodes):
+            world.end_pod(f"a-train-{attempt}", stopped(resumed=0, reached=7), index=index, exit_code=75)
+        world.fail_batch(f"a-train-{attempt}").settle()
+        world.pass_time(60).settle()
+    assert 200 * nodes * gpus <= world.status.gpu_seconds <= 330 * nodes * gpus
 
 
 def test_the_last_checkpoint_is_told_by_whoever_knows_it() -> None:

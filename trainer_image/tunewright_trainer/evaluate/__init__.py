@@ -11,7 +11,7 @@ from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import dataset_key
 from tunewright_trainer.evaluate.task_files import fetch_tasks
 from tunewright_trainer.storage import Store, fetch_folder, read_manifest
-from tunewright_trainer.train.base import fetch_base
+from tunewright_trainer.train.base import fetch_base, fetch_judge
 from tunewright_trainer.train.lineage import commit_of
 
 TEST, TRAIN = "test", "train"
@@ -24,11 +24,12 @@ def run(config: PodConfig, *, dataset_digest: str, model_uri: str, work: Path, s
     QualityTooLow where the model misses what the job requires, with the outcome attached (`process.telling`).
     """
     key = _key_of(model_uri, config, store)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(5) as pool:
         # All arrive while the libraries are being imported, which takes seconds.
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store)
         fetching_base = pool.submit(_fetch_base, config, dataset_digest, work / "model", store)
         fetching_tuned = pool.submit(_fetch, store, key, work / "tuned")
+        fetching_judge = pool.submit(fetch_judge, config, work / "judge")
         fetching_tasks = pool.submit(fetch_tasks, config, work / "tasks")
         from tunewright_trainer.evaluate.recipe import Folders, evaluate
     fetching_data.result()
@@ -37,7 +38,7 @@ def run(config: PodConfig, *, dataset_digest: str, model_uri: str, work: Path, s
         config,
         lineage={"dataset": dataset_digest, "model": model_uri, "step": manifest["step"]},
         kind=manifest["kind"],
-        folders=Folders(work / "data", base=fetching_base.result(), tuned=work / "tuned", work=work),
+        folders=Folders(work / "data", base=fetching_base.result(), tuned=work / "tuned", work=work, judge=fetching_judge.result()),
         tasks=fetching_tasks.result(),
         store=store,
     )

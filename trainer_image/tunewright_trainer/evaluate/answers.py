@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -21,8 +21,19 @@ BATCH_PROMPTS: Final = 64
 _TELL_SECONDS: Final = 10.0
 
 
-def answers(tuned: Tuned, prompts: Sequence[Ints], *, end: End, pad: int, most: int, context: int, name: str) -> list[list[int]]:
+def answers(
+    tuned: Tuned,
+    prompts: Sequence[Ints],
+    *,
+    end: End,
+    pad: int,
+    most: int,
+    context: int,
+    name: str,
+    tell: Callable[[int], None] = lambda _: None,
+) -> list[list[int]]:
     """Token ids of the answer to each prompt, without what ends it; at most ``most``, and never beyond ``context`` with the prompt.
+    ``tell`` is told how many there are, after each batch.
 
     A batch holds prompts of about one length and is cut in two where it needs too much memory.
     """
@@ -31,6 +42,7 @@ def answers(tuned: Tuned, prompts: Sequence[Ints], *, end: End, pad: int, most: 
     with ordinary_attention(tuned.network):
         for batch in _batches(prompts, most):
             found |= zip(batch, _answer(tuned, [prompts[at] for at in batch], end, pad, most, context), strict=True)
+            tell(len(found))
             if time.monotonic() - told > _TELL_SECONDS:
                 told = time.monotonic()
                 log.info("%s: %d of %d prompts answered", name, len(found), len(prompts))

@@ -5,19 +5,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunewright_trainer.train.data import IGNORED, Ints, Row, Rows, SourceTarget, permutation
+from tunewright_crds.method import Examples
+from tunewright_trainer.train.data import IGNORED, Ints, Judged, Row, Rows, SourceTarget, permutation
 
 
 @dataclass(frozen=True)
 class Example:
     """One document of a test row; of a preference that of the chosen answer, with ``rejected`` the other one.
 
-    ``answer_at`` is the position of its last answer, 0 where there is no prompt before one, so that nothing can be asked.
+    ``answer_at`` is the position of its last answer, 0 where there is no prompt before one, so that nothing can be asked. ``desirable``: the answer is
+    not marked as bad.
     """
 
     document: Row
     answer_at: int
     rejected: Row | None = None
+    desirable: bool = True
 
     @property
     def prompt(self) -> Ints:
@@ -33,18 +36,27 @@ class Example:
         return answer
 
 
-def chosen_examples(rows: Rows, *, pairs: bool, most: int, seed: int) -> list[Example]:
-    """At most so many examples, drawn by the seed, in the order of the rows. With ``pairs`` each row is a chosen and a rejected document."""
+def chosen_examples(rows: Rows, *, learned: Examples, most: int, seed: int) -> list[Example]:
+    """At most so many examples, drawn by the seed, in the order of the rows. Each row of preferences is a chosen and a rejected document; a prompt may
+    have no answer."""
+    pairs = learned is Examples.PREFERENCES
     places = [(index, number) for index in range(len(rows)) for number in range(1 if pairs else len(rows[index].lengths))]
     drawn = sorted(permutation(len(places), seed=seed, epoch=0)[:most].tolist()) if places else []
-    return [_example(rows[places[place][0]], places[place][1], pairs=pairs) for place in drawn]
+    return [_example(rows[places[place][0]], places[place][1], learned) for place in drawn]
 
 
-def _example(row: Row, number: int, *, pairs: bool) -> Example:
+def _example(row: Row, number: int, learned: Examples) -> Example:
     if isinstance(row, SourceTarget):
         return Example(row, len(row.input_ids))
     found = _document(row, number)
-    return Example(found, _last_answer(found.labels), _document(row, 1) if pairs else None)
+    at = _last_answer(found.labels)
+    if learned is Examples.PROMPTS and not found.targets:
+        at = len(found.input_ids)
+    return Example(found, at, _document(row, 1) if learned is Examples.PREFERENCES else None, _is_good(row))
+
+
+def _is_good(row: Row) -> bool:
+    return not isinstance(row, Judged) or row.desirable
 
 
 def _document(row: Row, number: int) -> Row:
@@ -70,6 +82,8 @@ def shots(rows: Rows, count: int, *, pairs: bool, seed: int) -> list[Row]:
 def _answered(rows: Rows, *, pairs: bool, seed: int) -> Iterator[Row]:
     for index in permutation(len(rows), seed=seed, epoch=0).tolist() if len(rows) else []:
         row = rows[index]
+        if not _is_good(row):
+            continue
         for number in range(1 if pairs else len(row.lengths)):
             document = _document(row, number)
             if _last_answer(document.labels):
@@ -91,7 +105,7 @@ def shown_before(shown: Sequence[Row], example: Example, *, beginning: int | Non
         return Row(np.concatenate([ids, row.input_ids[skip:]]), labels, [len(labels)])
 
     at = len(ids) + example.answer_at - skip if example.answer_at else 0
-    return Example(after(example.document), at, after(example.rejected) if example.rejected else None)
+    return Example(after(example.document), at, after(example.rejected) if example.rejected else None, example.desirable)
 
 
 def _longest(example: Example) -> int:

@@ -2,8 +2,9 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,20 +12,23 @@ import orjson
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
-from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, missed, task_name
-from tunewright_crds.method import Examples, Objective
+from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, MetricName, missed, task_name
+from tunewright_crds.method import REINFORCED, Examples, Objective
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, evaluation_key
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.evaluate import examples as questions
 from tunewright_trainer.evaluate.answers import answers, text_of
-from tunewright_trainer.evaluate.comparison import Task, compare, compare_put, measured, put_lines
+from tunewright_trainer.evaluate.comparison import Judged, Task, compare, compare_put, measured, put_lines
 from tunewright_trainer.evaluate.harness import Asking, Put, put
+from tunewright_trainer.evaluate.judging import Away, Judge, Pair, api_key
 from tunewright_trainer.evaluate.models import BASE, TUNED, subjects
 from tunewright_trainer.evaluate.report import page
+from tunewright_trainer.evaluate.rewarding import Rewarding
 from tunewright_trainer.evaluate.rules import Checks
 from tunewright_trainer.evaluate.task_files import Config
+from tunewright_trainer.evaluate.telling import Telling
 from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.process import telling
 from tunewright_trainer.serve.turns import End, end_of_turn
@@ -39,6 +43,7 @@ from tunewright_trainer.train.reward_model import scores
 log = logging.getLogger(__name__)
 
 ANSWERS: Final = "answers.jsonl"
+JUDGED_AT_ONCE: Final = 32  # pairs, whose verdicts are then kept
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,11 @@ class Found:
     right: list[int]  # tokens that were the likeliest
     tokens: list[int]
     answers: list[str]
-    preferred: list[bool]  # of preferences: the chosen answer is likelier than the rejected one
+    preferred: list[bool] = field(default_factory=list)  # of preferences: the chosen answer is likelier than the rejected one
+    likelihoods: list[float] = field(default_factory=list)  # of answers that are marked: the mean over the tokens, in nats
+    good: list[bool] = field(default_factory=list)  # and how they are marked
+    rewards: list[float] = field(default_factory=list)  # of the answers, by the job's own rewards
+    terms: dict[str, list[float]] = field(default_factory=dict)  # and what for
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Folders:
     base: Path
     tuned: Path
     work: Path
+    judge: Path | None = None
+    """The job's reward model, if it learned from one."""
 
 
 def evaluate(config: PodConfig, *, lineage: dict[str, Any], kind: str, folders: Folders, tasks: Sequence[Config], store: Store) -> Outcome:
@@ -72,7 +83,11 @@ def evaluate(config: PodConfig, *, lineage: dict[str, Any], kind: str, folders: 
         manifest = read_manifest(store, key)
         if manifest is None or any(manifest.get(name) != value for name, value in lineage.items()):
             with reproducible(config.spec):
-                manifest = {"evaluation": Evaluation(config, folders, tasks, Kind(kind), store, key, lineage).run()}
+                evaluation = Evaluation(config, folders, tasks, Kind(kind), store, key, lineage)
+                try:
+                    manifest = {"evaluation": evaluation.run()}
+                finally:
+                    evaluation.telling.close()
         else:
             log.info("the model was measured before: %s", store.uri(key))
         outcome.evaluation = EvaluationStatus.model_validate(manifest["evaluation"] | {"reportUri": store.uri(f"{key}/{REPORT}")})
@@ -100,23 +115,29 @@ class Evaluation:
         self.context = _context(folders.base) or int(self.tokenizer.model_max_length)
         self.tasks = self._rounds(is_seq2seq(folders.base))
         self.tokenizer.chat_template = template
+        reinforced = self.spec.method.objective in REINFORCED
+        self.rewarding = Rewarding(self.spec, folders.judge, self.tokenizer, template, self.end) if reinforced else None
         self.puts = {
             task_name(config["task"], shots): (config, self._asking(number, shots))
             for number, config in enumerate(tasks)
             for shots in self.wanted.few_shot
         }
 
+        sizes = {(name, task): len(self.tasks.get(task, range(self.wanted.max_examples))) for name, task in self._places()}
+        judged = {("judge", task): len(_asked(asked)) for task, asked in self.tasks.items() if self.wanted.judge.endpoint}
+        self.telling = Telling(config, sizes | judged)
+
     def _rounds(self, seq2seq: bool) -> dict[str, list[questions.Example]]:
         """The test rows as they are asked in each round; none where there are no rows, and nothing that needs some."""
-        pairs, seed = self.spec.method.examples is Examples.PREFERENCES, self.spec.hyperparameters.seed
+        learned, seed = self.spec.method.examples, self.spec.hyperparameters.seed
         rows = Rows(self.folders.data / "test", seq2seq=seq2seq)
-        plain = questions.chosen_examples(rows, pairs=pairs, most=self.wanted.max_examples, seed=seed)
+        plain = questions.chosen_examples(rows, learned=learned, most=self.wanted.max_examples, seed=seed)
         if not plain and (self.wanted.needs_rows or not self.wanted.tasks):
             raise Refusal(
                 FailureCode.DATA_EMPTY, "no row is left to test with; the data report says what was dropped", param="spec.dataset"
             )
         train = Rows(self.folders.data / "train", seq2seq=seq2seq)
-        shown = questions.shots(train, max(self.wanted.few_shot), pairs=pairs, seed=seed)
+        shown = questions.shots(train, max(self.wanted.few_shot), pairs=learned is Examples.PREFERENCES, seed=seed)
         return {name: self._task(plain, shown[:count]) for name, count in self.wanted.rounds.items()} if plain else {}
 
     def _asking(self, number: int, shots: int) -> Asking:
@@ -140,13 +161,14 @@ class Evaluation:
         tasks = [
             Task(
                 name=name,
-                expected=[text_of(self.tokenizer, one.answer.tolist(), self.end) for one in asked],
+                expected=[self._expected(one) for one in asked],
                 prompts=[self._prompt(one) for one in asked],
                 found={subject: asdict(found[subject, name]) for subject in self._names},
             )
             for name, of_task in self.tasks.items()
-            for asked in [[one for one in of_task if one.answer_at and not self.judges]]
+            for asked in [[] if self.judges else _asked(of_task)]
         ]
+        tasks = [replace(task, judged=self._judged(task)) for task in tasks]
         compared = [compare(task, self.wanted.classification, self.checks, seed=self.spec.hyperparameters.seed) for task in tasks]
         put_to = {name: {subject: found[subject, name] for subject in self._names} for name in self.puts}
         compared += [compare_put(name, of) for name, of in put_to.items()]
@@ -157,6 +179,33 @@ class Evaluation:
         self._publish(lines, compared, status)
         log.info("measured %s: %s", self.store.uri(self.key), _line(metrics))
         return status
+
+    def _judged(self, task: Task) -> Judged | None:
+        """What the judge says of the answers. Raises `Refusal` where it says nothing and that is required; verdicts that are there are kept."""
+        wanted = self.wanted.judge
+        if not wanted.endpoint or not task.prompts:
+            return None
+        pairs = [Pair(*three) for three in zip(task.prompts, task.found[BASE]["answers"], task.found[TUNED]["answers"], strict=True)]
+        key = self._part("judge", task.name)
+        wins: list[float | None] = list(self._earlier_wins(key))
+        try:
+            with Judge(wanted, key=api_key()) as judge:
+                for start in range(len(wins), len(pairs), JUDGED_AT_ONCE):
+                    wins += judge.wins(pairs[start : start + JUDGED_AT_ONCE])
+                    self.store.put_bytes(key, orjson.dumps({"lineage": self.lineage, "wins": wins}))
+                    self.telling.at(("judge", task.name), len(wins))
+                    log.info("%s: judged %d of %d pairs", task.name, len(wins), len(pairs))
+        except Away as away:
+            if any(one.metric == MetricName.WIN_RATE and one.place == task.name for one in self.wanted.require):
+                raise away.refusal from away
+            log.warning("%s; win_rate is not measured", away)
+            return Judged(wins, str(away))
+        judged = Judged(wins)
+        return judged if judged.enough else replace(judged, why=f"of {len(wins)} pairs only {len(judged.known)} got a verdict")
+
+    def _earlier_wins(self, key: str) -> list[float | None]:
+        part = orjson.loads(self.store.get_bytes(key)) if self.store.exists(key) else {}
+        return part["wins"] if part.get("lineage") == self.lineage else []
 
     @property
     def _names(self) -> list[str]:
@@ -170,6 +219,8 @@ class Evaluation:
     def _measure_all(self) -> dict[tuple[str, str], Any]:
         """What each model makes of each task; what an earlier run has measured is taken from storage."""
         found = {place: part for place in self._places() if (part := self._earlier(*place))}
+        for place, part in found.items():
+            self.telling.finished(place, _size(part))
         if len(found) == len(self._places()):
             return found
         folders = self.folders
@@ -177,13 +228,14 @@ class Evaluation:
             for task in self._tasks:
                 if (name, task) not in found:
                     found[name, task] = part = self._made_of(name, model, task)
+                    self.telling.finished((name, task), _size(part))
                     self.store.put_bytes(self._part(name, task), orjson.dumps({"lineage": self.lineage, "found": asdict(part)}))
         return found
 
     def _made_of(self, name: str, model: Tuned, task: str) -> Found | Put:
         """What a model makes of one task."""
         if task in self.tasks:
-            return self._measure(model, self.tasks[task], f"{name} model, {task}")
+            return self._measure(model, self.tasks[task], f"{name} model, {task}", tell=partial(self.telling.at, (name, task)))
         log.info("%s model: put to the task %s", name, task)
         config, asking = self.puts[task]
         return put(model, self.tokenizer, config, asking, cache=self.folders.work / "datasets")
@@ -208,28 +260,45 @@ class Evaluation:
         return Found(**part["found"]) if task in self.tasks else Put(**part["found"])
 
     @torch.no_grad()
-    def _measure(self, model: Tuned, asked: Sequence[questions.Example], name: str) -> Found:
+    def _measure(self, model: Tuned, examples: Sequence[questions.Example], name: str, *, tell: Callable[[int], None]) -> Found:
         model.network.eval()
-        log.info("%s: measuring on %d examples", name, len(asked))
+        log.info("%s: measuring on %d examples", name, len(examples))
         if self.judges:
-            return Found([], [], [], [], [_judges_better(model, one) for one in asked])
-        forced = [loss.evaluate(model, micro_batch([one.document], model.device)) for one in asked]
+            return Found([], [], [], [], preferred=[_judges_better(model, one) for one in examples])
+        forced = [(one, loss.evaluate(model, micro_batch([one.document], model.device))) for one in examples if one.document.targets]
+        right = [each for one, each in forced if one.desirable]
+        marked = forced if self.spec.method.examples is Examples.UNPAIRED else []
+        asked = _asked(examples)
         said = answers(
             model,
-            [one.prompt for one in asked if one.answer_at],
+            [one.prompt for one in asked],
             end=self.end,
             pad=self.pad,
             most=self.wanted.max_new_tokens,
             context=self.context,
             name=name,
+            tell=tell,
         )
-        return Found(
-            losses=[each[0] for each in forced],
-            right=[each[1] for each in forced],
-            tokens=[each[2] for each in forced],
+        found = Found(
+            losses=[each[0] for each in right],
+            right=[each[1] for each in right],
+            tokens=[each[2] for each in right],
             answers=[text_of(self.tokenizer, ids, self.end) for ids in said],
-            preferred=[_prefers(model, one) for one in asked if one.rejected is not None],
+            preferred=[_prefers(model, one) for one in examples if one.rejected is not None],
+            likelihoods=[-each[0] / max(1, each[2]) for _, each in marked],
+            good=[one.desirable for one, _ in marked],
         )
+        if self.rewarding is None or not asked:
+            return found
+        expected = [self._expected(one) for one in asked]
+        rewards, terms = self.rewarding.of(model, [one.prompt for one in asked], said, found.answers, expected)
+        return replace(found, rewards=rewards, terms=terms)
+
+    def _expected(self, example: questions.Example) -> str | None:
+        """The right answer; None for a prompt without one."""
+        if not example.document.targets and self.rewarding is not None:
+            return None
+        return text_of(self.tokenizer, example.answer.tolist(), self.end)
 
     def _prompt(self, example: questions.Example) -> str:
         return str(self.tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False))
@@ -251,7 +320,18 @@ class Evaluation:
             (folder / REPORT).write_bytes(page(facts))
             (folder / ANSWERS).write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
             publish_folder(self.store, folder, self.key, manifest=self.lineage | {"evaluation": status})
-        self.store.delete([self._part(*place) for place in self._places()])
+        judged = [("judge", task) for task in self.tasks] if self.wanted.judge.endpoint else []
+        self.store.delete([self._part(*place) for place in [*self._places(), *judged]])
+
+
+def _size(part: Found | Put) -> int:
+    """Prompts that a model was asked."""
+    return len(part.lines) if isinstance(part, Put) else max(len(part.answers), len(part.preferred))
+
+
+def _asked(examples: Sequence[questions.Example]) -> list[questions.Example]:
+    """Those that can be answered, and whose answer in the data is not a bad one."""
+    return [one for one in examples if one.answer_at and one.desirable]
 
 
 def _prefers(model: Tuned, example: questions.Example) -> bool:

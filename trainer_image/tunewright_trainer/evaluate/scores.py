@@ -75,7 +75,35 @@ class Corpus:
         return float(self.of(np.ones((1, len(self))))[0])
 
 
-Resampled = Ratio | Corpus
+@dataclass(frozen=True)
+class Ranking:
+    """How often of two examples, a good and a bad one, the good one has more: the area under the ROC curve, where as much as the other counts half.
+
+    ``values`` and ``good`` are [examples].
+    """
+
+    values: Floats
+    good: np.ndarray[Any, np.dtype[np.bool_]]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def of(self, counts: Floats) -> Floats:
+        """As `Ratio.of`; 1/2 where all examples that are drawn are good, or all bad."""
+        order = np.argsort(self.values, kind="stable")
+        _, starts = np.unique(self.values[order], return_index=True)
+        ranked, is_good = counts[:, order], self.good[order]
+        good, bad = (np.add.reduceat(ranked * which, starts, axis=1) for which in (is_good, ~is_good))
+        below = np.cumsum(bad, axis=1) - bad / 2
+        pairs = good.sum(axis=1) * bad.sum(axis=1)
+        return np.where(pairs > 0, (good * below).sum(axis=1) / np.maximum(pairs, 1), 0.5)
+
+    @property
+    def value(self) -> float:
+        return float(self.of(np.ones((1, len(self))))[0])
+
+
+Resampled = Ratio | Corpus | Ranking
 
 
 def resampled(metrics: Sequence[Resampled], *, seed: int) -> list[Floats]:

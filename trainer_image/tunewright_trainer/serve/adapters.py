@@ -62,7 +62,7 @@ class Adapters:
         except Damaged as error:
             raise ApiError(400, error.message, param="lora_path") from error
         except Refusal as error:
-            status = 503 if error.code is FailureCode.STORAGE_UNAVAILABLE else 400
+            status = 503 if error.code in (FailureCode.STORAGE_UNAVAILABLE, FailureCode.STORAGE_DAMAGED) else 400
             raise ApiError(status, error.message, param="lora_path") from error
         if manifest is None:
             raise ApiError(404, f"there is no published model at {self._store.uri(key)}", param="lora_path", code="model_not_found")

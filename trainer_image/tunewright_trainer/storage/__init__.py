@@ -8,7 +8,15 @@ Every call waits out an outage (`patience`) and ends with one `Refusal` that nam
 """
 
 from tunewright_trainer.storage.arriving import arriving
-from tunewright_trainer.storage.folders import Damaged, discard_folder, fetch_files, fetch_folder, publish_folder, read_manifest
+from tunewright_trainer.storage.folders import (
+    Damaged,
+    check_files,
+    discard_folder,
+    fetch_files,
+    fetch_folder,
+    publish_folder,
+    read_manifest,
+)
 from tunewright_trainer.storage.local import LocalStore
 from tunewright_trainer.storage.places import (
     Place,
@@ -35,6 +43,7 @@ __all__ = [
     "S3Store",
     "Store",
     "arriving",
+    "check_files",
     "discard_folder",
     "fetch_files",
     "fetch_folder",

@@ -19,7 +19,7 @@ class Damaged(Refusal):
     """A folder whose files are not those that its manifest names."""
 
     def __init__(self, uri: str, what: str) -> None:
-        super().__init__(FailureCode.STORAGE_UNAVAILABLE, f"{uri} is damaged: {what}", param=uri)
+        super().__init__(FailureCode.STORAGE_DAMAGED, f"{uri} is damaged: {what}", param=uri)
 
 
 def publish_folder(store: Store, local_folder: Path, key: str, *, manifest: dict[str, Any]) -> str:
@@ -68,11 +68,27 @@ def _fetch_checked(store: Store, key: str, entry: dict[str, Any], local_folder: 
         store.download(join(key, name), target)
     except ObjectMissing as error:
         raise Damaged(uri, "it is named by the manifest and is not there") from error
+    _check(uri, entry, target)
+
+
+def _check(uri: str, entry: dict[str, Any], target: Path) -> None:
     size = target.stat().st_size
     if size != entry["size"]:
         raise Damaged(uri, f"it has {size} bytes instead of {entry['size']}")
     if sha256_of(target) != entry["sha256"]:
         raise Damaged(uri, "its SHA-256 is not that of the manifest")
+
+
+def check_files(store: Store, key: str, local_folder: Path) -> None:
+    """Raise `Damaged` where files of a local folder, fetched from a published one with its manifest, are not what that says. A folder without a manifest of
+    ours, as others publish them, is passed."""
+    try:
+        manifest = _parsed(store, key, (local_folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, Damaged):
+        return
+    there = [entry for entry in manifest["files"] if (local_folder / entry["name"]).is_file()]
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        list(pool.map(lambda entry: _check(store.uri(join(key, entry["name"])), entry, local_folder / entry["name"]), there))
 
 
 def read_manifest(store: Store, key: str) -> dict[str, Any] | None:

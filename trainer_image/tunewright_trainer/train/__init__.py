@@ -19,8 +19,8 @@ from tunewright_trainer.config import is_local
 from tunewright_trainer.evaluate.task_files import fetch_tasks
 from tunewright_trainer.exports import check_forms
 from tunewright_trainer.plan import measured, parse_config, plan, read_shapes, refuse, table
-from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, open_reward_model, read_manifest
-from tunewright_trainer.train.base import fetch_base, fetch_model
+from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, read_manifest
+from tunewright_trainer.train.base import fetch_base, fetch_judge
 from tunewright_trainer.train.fit import check_fit, check_judge
 from tunewright_trainer.train.lineage import commit_of
 from tunewright_trainer.train.metrics import peak_memory_bytes
@@ -43,7 +43,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         fetches = launch.local_rank() == 0
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store) if fetches else None
         fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store) if fetches else None
-        fetching_judge = pool.submit(_fetch_judge, config, work / "judge") if fetches else None
+        fetching_judge = pool.submit(fetch_judge, config, work / "judge") if fetches else None
         from tunewright_trainer.train.attempt import Attempt
         from tunewright_trainer.train.recipe import train
         from tunewright_trainer.train.rewards import rule
@@ -90,11 +90,6 @@ def _plan_memory(config: PodConfig, folder: Path, manifest: dict[str, Any]) -> M
     if not is_local(config):
         refuse(memory, config.spec)
     return memory
-
-
-def _fetch_judge(config: PodConfig, folder: Path) -> Path | None:
-    """The folder of the job's reward model, if it names one."""
-    return fetch_model(open_reward_model(config), folder) if config.spec.method.reward_model else None
 
 
 def _fetch_base(config: PodConfig, digest: str, folder: Path, store: Store) -> Path:

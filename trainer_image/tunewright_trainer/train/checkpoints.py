@@ -95,6 +95,7 @@ class Checkpoints:
 
     def newest(self) -> Snapshot | None:
         """The newest whole checkpoint, each file verified; a damaged one is discarded and the one before is taken. None: begin at step 0."""
+        damaged = False
         for step in sorted(self._complete(), reverse=True):
             folder = self._work / step_name(step)
             try:
@@ -105,6 +106,7 @@ class Checkpoints:
                 snapshot = _read(folder)
             except Damaged as error:
                 log.warning("checkpoint of step %d is passed over: %s", step, error.message)
+                damaged = True
                 # Without its manifest the folder is absent, and is written whole when the run comes by again.
                 self._store.delete([f"{self._at(step)}/{MANIFEST}"])
                 continue
@@ -112,6 +114,8 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
             self.last = self._status(snapshot)
             return snapshot
+        if damaged:
+            log.warning("no whole checkpoint is left: training begins anew")
         return None
 
     def ready(self) -> bool:

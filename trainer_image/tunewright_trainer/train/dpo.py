@@ -74,10 +74,10 @@ class Dpo:
         return measured
 
     @torch.no_grad()
-    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
+    def evaluate(self, tuned: Tuned, rows: Rows, world: World) -> Measured:
         """All validation rows are one batch."""
         tuned.network.eval()
-        found = [self._both(tuned, micro_batch([rows[index]], tuned.device)) for index in range(len(rows))]
+        found = world.together(range(len(rows)), lambda own: [self._both(tuned, micro_batch([rows[index]], tuned.device)) for index in own])
         policy, before = joined([one for one, _ in found]), torch.cat([one for _, one in found])
         _, measured = self.measured(policy, before, Whole(len(rows), max(1, int(policy.counts[0::2].sum()))))
         return {f"eval_{name}": value for name, value in measured.items()}
@@ -88,15 +88,16 @@ class Dpo:
         each = losses(pairs)
         return each.sum() / whole.pairs * whole.weight, _told(pairs, each.detach(), share=whole.weight / whole.pairs)
 
+    @torch.no_grad()
     def _both(self, tuned: Tuned, batch: MicroBatch) -> tuple[Documents, torch.Tensor]:
+        """What the model says, and `Documents.logps` of the reference; on the processor."""
         before = reference(self._before, batch, tail=self._options.ld_alpha)
         with documents(batch.lengths):
-            return likelihoods(tuned, batch, tail=self._options.ld_alpha), before
+            return likelihoods(tuned, batch, tail=self._options.ld_alpha).to(torch.device("cpu")), before.cpu()
 
     def _coupled(self, tuned: Tuned, parts: Parts, world: World, whole: Whole) -> list[Share]:
-        with torch.no_grad():
-            own = [self._both(tuned, micro_batch(group, tuned.device)) for group in parts[world.rank]]
-        found = [one for each in world.of_each([(policy.to(torch.device("cpu")), before.cpu()) for policy, before in own]) for one in each]
+        own = [self._both(tuned, micro_batch(group, tuned.device)) for group in parts[world.rank]]
+        found = [one for each in world.of_each(own) for one in each]
         policy = joined([one for one, _ in found]).to(tuned.device)
         before = torch.cat([one for _, one in found]).to(tuned.device)
         leaves = policy.logps.requires_grad_(), policy.sums.requires_grad_()

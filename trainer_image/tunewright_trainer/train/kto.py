@@ -7,6 +7,7 @@ one answer has none, and is compared with the reference.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -64,19 +65,22 @@ class Kto:
         return measured
 
     @torch.no_grad()
-    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
+    def evaluate(self, tuned: Tuned, rows: Rows, world: World) -> Measured:
         """All validation rows are one batch."""
         tuned.network.eval()
-        good = sum(_is_good(rows[index]) for index in range(len(rows)))
-        pairs = ((rows[index], rows[(index or len(rows)) - 1]) for index in range(len(rows)))
-        whole = Whole(good, len(rows) - good, self._divergence(sum(self._log_ratios(tuned, [pair]) for pair in pairs), len(rows)))
-        found: Measured = {}
-        for index in range(len(rows)):
+
+        def of(index: int) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
             batch = micro_batch([rows[index]], tuned.device)
             with documents(batch.lengths):
                 policy = likelihoods(tuned, batch).logps
-            found = added(found, self.measured(policy, reference(self._before, batch), _marks(batch), whole)[1])
-        return {f"eval_{name}": value for name, value in found.items()}
+            ratio = self._log_ratios(tuned, [(rows[index], rows[(index or len(rows)) - 1])])
+            return ratio, policy.cpu(), reference(self._before, batch).cpu(), _marks(batch).cpu()
+
+        found = world.together(range(len(rows)), lambda own: [of(index) for index in own])
+        good = sum(int(marks.sum()) for _, _, _, marks in found)
+        whole = Whole(good, len(rows) - good, self._divergence(sum(ratio for ratio, _, _, _ in found), len(rows)))
+        measured = reduce(added, (self.measured(policy, before, marks, whole)[1] for _, policy, before, marks in found))
+        return {f"eval_{name}": value for name, value in measured.items()}
 
     def measured(self, policy: torch.Tensor, before: torch.Tensor, good: torch.Tensor, whole: Whole) -> tuple[torch.Tensor, Measured]:
         """The share of these answers in the loss of the whole batch, and in TRL's metrics. Log-probabilities [answers] by model and reference, and marks [answers]."""

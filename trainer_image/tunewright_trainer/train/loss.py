@@ -9,6 +9,7 @@ from tunewright_trainer.train import seq2seq
 from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Padded, Row, Rows, micro_batch
 from tunewright_trainer.train.model import Tuned
+from tunewright_trainer.train.world import World
 
 
 class Sft:
@@ -25,14 +26,12 @@ class Sft:
         """See `tunewright_trainer.train.objective.Optimised`."""
         return {"loss": backward(tuned, batch, share_of=share_of, smoothing=self._smoothing)}
 
-    def evaluate(self, tuned: Tuned, rows: Rows) -> dict[str, float]:
+    def evaluate(self, tuned: Tuned, rows: Rows, world: World) -> dict[str, float]:
         """See `tunewright_trainer.train.objective.Optimised`."""
         tuned.network.eval()
-        loss_sum, right, tokens = 0.0, 0, 0
-        for index in range(len(rows)):
-            found = evaluate(tuned, micro_batch([rows[index]], tuned.device))
-            loss_sum, right, tokens = loss_sum + found[0], right + found[1], tokens + found[2]
-        return {"eval_loss": loss_sum / max(1, tokens), "eval_mean_token_accuracy": right / max(1, tokens)}
+        found = world.together(range(len(rows)), lambda own: [evaluate(tuned, micro_batch([rows[index]], tuned.device)) for index in own])
+        losses, right, tokens = zip(*found, strict=True)
+        return {"eval_loss": sum(losses) / max(1, sum(tokens)), "eval_mean_token_accuracy": sum(right) / max(1, sum(tokens))}
 
 
 def forward(tuned: Tuned, batch: MicroBatch) -> torch.Tensor:

@@ -188,7 +188,21 @@ def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: tor
         raise Refusal(
             FailureCode.MODEL_NOT_FOUND, f"the safetensors files lack {len(absent)} weights, such as {absent[0]}", param="spec.model.uri"
         )
-    return network.to(device) if spec.method.tuner is not Tuner.QLORA else network
+    network = network.to(device) if spec.method.tuner is not Tuner.QLORA else network
+    check_numbers(network)
+    return network
+
+
+@torch.no_grad()
+def check_numbers(network: torch.nn.Module) -> None:
+    """Refuse weights that are no numbers: nothing can be learned with them, or only until a row comes by that reads them."""
+    for name, weight in network.named_parameters():
+        if weight.is_floating_point() and weight.numel() and not all(math.isfinite(end) for end in torch.aminmax(weight)):
+            raise Refusal(
+                FailureCode.MODEL_NOT_FOUND,
+                f"weight {name} holds NaN or infinity: the safetensors files are broken, or overflowed when they were converted",
+                param="spec.model.uri",
+            )
 
 
 def check_beginning(config: Any) -> None:

@@ -37,8 +37,8 @@ class Optimised(Protocol):
         """
         ...
 
-    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
-        """Metrics over the validation rows, `eval_loss` among them."""
+    def evaluate(self, tuned: Tuned, rows: Rows, world: World) -> Measured:
+        """Metrics over the validation rows, of which each process measures a part; `eval_loss` among them."""
         ...
 
 
@@ -54,7 +54,7 @@ class Coupled(Protocol):
         """See `Optimised`."""
         ...
 
-    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
+    def evaluate(self, tuned: Tuned, rows: Rows, world: World) -> Measured:
         """See `Optimised`."""
         ...
 

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -93,7 +93,8 @@ class Run:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.config, self.spec, self.wanted = attempt.config, attempt.spec, attempt.spec.hyperparameters
-        self.world, self.store, self.halvings = attempt.world, attempt.store, attempt.halvings
+        self.world = replace(attempt.world, in_step=attempt.world.size > 1 and self.spec.shards_model)
+        self.store, self.halvings = attempt.store, attempt.halvings
         self.prepared = json.loads((attempt.data / MANIFEST).read_bytes())
         seq2seq = is_seq2seq(attempt.model)
         self.rows = rows_of.Rows(attempt.data / "train", seq2seq=seq2seq)
@@ -105,8 +106,7 @@ class Run:
         self.order = rows_of.Order(len(self.rows), seed=self.wanted.seed)
         self.tuned = load(attempt.model, self.spec, steps=self.plan.max_steps)
         self.objective = objective_of(self.spec, self.tuned)
-        self.sharded = self.world.size > 1 and self.spec.shards_model
-        if self.sharded:
+        if self.world.in_step:
             sharding.shard(self.tuned.network, self.world, whole=self.spec.method.tuner is Tuner.FULL)
         self.reinforced = reinforced(self.tuned, Setting(self.spec, attempt.model, self.prepared, self.halvings, attempt.judge, self.world))
         self.weights = self.tuned.trainable
@@ -232,7 +232,7 @@ class Run:
         shares = shares_of(loss, self.tuned, parts, self.world)
         each = [list(zip(*both, strict=True)) for both in zip(parts, shares, strict=True)]
         own = each[self.world.rank]
-        if self.sharded and (absent := max(map(len, each)) - len(own)):
+        if self.world.in_step and (absent := max(map(len, each)) - len(own)):
             group, share = max(each, key=len)[0]
             own += [(group, none_of(share))] * absent
         return own
@@ -260,7 +260,11 @@ class Run:
         learned = self.counters.step not in self.counters.left_out or self.done
         if not len(self.validation) or not learned or not self.plan.evaluates(self.counters.step):
             return
-        measured = self.reinforced.evaluate(self.validation) if self.reinforced else self.objective.evaluate(self.tuned, self.validation)
+        measured = (
+            self.reinforced.evaluate(self.validation)
+            if self.reinforced
+            else self.objective.evaluate(self.tuned, self.validation, self.world)
+        )
         measured = self.world.of_leader(measured)
         value = measured["eval_loss"]
         divergence.check_evaluation(self.counters.step, value)
@@ -315,7 +319,7 @@ class Run:
 
     def take_result(self) -> None:
         """The leader gets what is published: with early stopping the best weights seen, else the last, in a model that is whole."""
-        if not self.sharded:
+        if not self.world.in_step:
             if self.best:
                 self.tuned.load_weights(self.best)
             adalora.settle(self.tuned.peft)

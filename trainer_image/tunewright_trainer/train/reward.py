@@ -4,6 +4,7 @@ Each row is a pair of two documents, the chosen one first. What is trained is a 
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -13,6 +14,7 @@ from tunewright_trainer.train.data import MicroBatch, Row, Rows, micro_batch
 from tunewright_trainer.train.metrics import Measured, added
 from tunewright_trainer.train.model import Tuned
 from tunewright_trainer.train.reward_model import scores
+from tunewright_trainer.train.world import World
 
 
 class BradleyTerry:
@@ -36,14 +38,16 @@ class BradleyTerry:
         return _measured(losses.detach(), rewards.detach(), share_of=share_of)
 
     @torch.no_grad()
-    def evaluate(self, tuned: Tuned, rows: Rows) -> Measured:
+    def evaluate(self, tuned: Tuned, rows: Rows, world: World) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         tuned.network.eval()
-        found: Measured = {}
-        for index in range(len(rows)):
+
+        def of(index: int) -> Measured:
             with tuned.autocast():
                 rewards = scores(tuned.network, micro_batch([rows[index]], tuned.device))
-            found = added(found, _measured(self.losses(rewards), rewards, share_of=len(rows)))
+            return _measured(self.losses(rewards), rewards, share_of=len(rows))
+
+        found = reduce(added, world.together(range(len(rows)), lambda own: [of(index) for index in own]))
         return {f"eval_{name}": value for name, value in found.items()}
 
     def losses(self, rewards: torch.Tensor) -> torch.Tensor:

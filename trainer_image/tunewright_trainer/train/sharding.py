@@ -3,8 +3,8 @@
 Frozen weights are spread too; an adapter's are small, and every process has them all.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tunewright_trainer.train.checkpoints import Tensors
 from tunewright_trainer.train.world import World
+
+_BUCKET_BYTES: Final = 25 * 2**20  # of gradients that are added up at once; as much as torch's own DDP takes
 
 
 def shard(network: Any, world: World, *, whole: bool) -> None:
@@ -39,11 +41,34 @@ def add_up(weights: Iterable[torch.Tensor], world: World) -> None:
     """Make the gradient of each weight the sum over all processes. Of weights that are spread it is already."""
     if world.size == 1:
         return
+    gradients = []
     for weight in weights:
         if not isinstance(weight, DTensor):
             if weight.grad is None:  # this process had no share of the batch
                 weight.grad = torch.zeros_like(weight)
-            dist.all_reduce(weight.grad)
+            gradients.append(weight.grad)
+    for bucket in buckets(gradients):
+        if len(bucket) == 1:
+            dist.all_reduce(bucket[0])
+            continue
+        together = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(together)
+        for gradient, summed in zip(bucket, together.split_with_sizes([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+def buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Neighbours of one type: a message each for the many small gradients of an adapter would cost more than what is in them."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or size + tensor.nbytes > _BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
 
 
 def spread(tensors: Tensors, weights: Mapping[str, torch.Tensor], world: World) -> Tensors:

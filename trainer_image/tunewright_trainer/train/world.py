@@ -43,6 +43,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    in_step: bool = False
+    """Whether all compute each layer together, and so have to go through the model equally often."""
 
     @property
     def leads(self) -> bool:
@@ -71,7 +73,10 @@ class World:
 
     def together(self, items: Sequence[S], found: Callable[[Sequence[S]], Sequence[T]]) -> list[T]:
         """What ``found`` gives of each item, everywhere; each process computes a part of them. Tensors among it are to be on the processor."""
-        parts = self.of_each(found(own) if (own := items[self.rank :: self.size]) else [])
+        own = items[self.rank :: self.size]
+        if self.in_step and len(own) * self.size < len(items):
+            own = [*own, items[0]]  # again, for the others to go on; what comes of it is not asked for
+        parts = self.of_each(found(own) if own else [])
         return [parts[at % self.size][at // self.size] for at in range(len(items))]
 
     def any(self, flag: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.judge import a_judge, by
 from tests.support.models import END, tiny_model
 from tests.support.training import NAMESPACE, UID, a_job
 from tests.unit.trainer.evaluate.test_evaluating_tasks import SIGNS, write_task
@@ -17,8 +19,9 @@ from tunewright_crds.errors import ExitCode, FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import cli, evaluate, prepare, train
-from tunewright_trainer.evaluate import recipe
+from tunewright_trainer.evaluate import judging, recipe
 from tunewright_trainer.storage import LocalStore
+from tunewright_trainer.train import metrics
 
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
 EVALUATION: dict[str, Any] = {"fewShot": [0, 2], "maxNewTokens": 10, "maxExamples": 24}
@@ -175,6 +178,46 @@ def test_the_models_are_put_to_tasks_of_lm_eval_beside_the_test_rows(place: tupl
     assert refusal.value.code is FailureCode.QUALITY_TOO_LOW
 
 
+def test_a_judge_compares_the_answers_and_is_asked_about_none_twice(
+    place: tuple[Path, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, there = place
+    monkeypatch.setattr(recipe, "JUDGED_AT_ONCE", 4)
+    knows = by(lambda first, _: "A" if first in WORDS.values() else "B")
+    with a_judge(lambda number, body: (401, {}, "") if number == 8 else knows(number, body)) as stand_in:
+        required = [{"metric": "win_rate", "min": 0.8, "betterThanBase": True}]
+        options = {"endpoint": stand_in.url, "model": "judge-1", "parallel": 1}
+        config = job(work, maxExamples=8, fewShot=[0], judge=options, require=required)
+        with pytest.raises(Refusal) as refusal:  # half of the verdicts are there
+            measure(config, there, tmp_path / "denied")
+        assert refusal.value.code is FailureCode.ACCESS_DENIED
+        status = told(measure(config, there, tmp_path / "e"))
+        assert numbers(status)["win_rate"] == (pytest.approx(0, abs=0.1), pytest.approx(1, abs=0.1))
+        assert len(stand_in.bodies) == 2 * 8 + 1
+    part = json.loads(there[0].get_bytes(f"{KEY}/report.json"))["tasks"][0]
+    assert part["judge"] == {"wins": 8, "ties": 0, "losses": 0, "unjudged": 0, "why": ""}
+    assert not list(there[0].list(f"{KEY}/parts/"))
+    assert "The tuned model won 8" in there[0].get_bytes(f"{KEY}/report.html").decode()
+
+    monkeypatch.setattr(judging, "PATIENCE_SECONDS", 0)  # the judge is gone now
+    alone = told(measure(job(work, maxExamples=8, fewShot=[0], judge=options), there, tmp_path / "f"))
+    assert "win_rate" not in numbers(alone)
+    assert numbers(alone)["exact_match"][1] >= 0.8
+    assert "No win rate: the judge at" in there[0].get_bytes(f"{KEY}/report.html").decode()
+
+
+def test_it_tells_how_far_it_is(place: tuple[Path, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, there = place
+    told_so_far: list[tuple[int, int]] = []
+    monkeypatch.setattr(metrics.Reporter, "report", lambda _, now, __: told_so_far.append((now.evaluated, now.to_evaluate)))
+    monkeypatch.setattr("tunewright_trainer.evaluate.answers.BATCH_PROMPTS", 4)
+    tasks = [{"name": "signs", "uri": str(write_task(tmp_path / "task", SIGNS))}]
+    measure(job(work, maxExamples=40, fewShot=[0], tasks=tasks), there, tmp_path / "e")
+    assert told_so_far[0] == (4, 2 * (30 + 40)), "30 rows there are; of the task nothing is known yet"
+    assert told_so_far[-1] == (120, 120)
+    assert [done for done, _ in told_so_far] == sorted(done for done, _ in told_so_far)
+
+
 class Dies(Exception):
     pass
 
@@ -205,7 +248,9 @@ def test_killed_anywhere_and_run_again_it_reports_the_same_and_measures_nothing_
     asked: list[str] = []
     plain = recipe.Evaluation._measure
     monkeypatch.setattr(
-        recipe.Evaluation, "_measure", lambda self, model, examples, name: asked.append(name) or plain(self, model, examples, name)
+        recipe.Evaluation,
+        "_measure",
+        lambda self, model, examples, name, **more: asked.append(name) or plain(self, model, examples, name, **more),
     )
     for write in (2, 3, 2):  # after one part, after two more, and in the manifest itself
         with pytest.raises(Dies):
@@ -279,6 +324,44 @@ def test_preferences_are_measured_by_how_often_the_chosen_answer_is_likelier(tmp
     assert base < 0.5
     assert value > 0.9
     assert "exact_match" in found
+
+
+def test_marked_answers_are_measured_by_how_often_the_good_ones_are_likelier(tmp_path: Path) -> None:
+    settings = {"batchSize": 8, "learningRate": 0.01, "maxSteps": 30}
+    config = a_tuning(tmp_path, pairs=True, method={"objective": "kto"}, hyperparameters=settings, evaluation={"maxNewTokens": 4})
+    there = tuned(config, tmp_path)
+    found = numbers(told(measure(config, there, tmp_path / "e", kind="adapter")))
+    base, value = found["preference_accuracy"]
+    assert base is not None
+    assert base < 0.6
+    assert value > 0.9
+    assert found["loss"][1] < found["loss"][0]  # type: ignore[operator]
+    answers = [json.loads(line) for line in there[0].get_bytes(f"{KEY}/answers.jsonl").decode().splitlines()]
+    assert {line["expected"] for line in answers} == {"yes"}, "bad answers are no right ones"
+
+
+def test_a_model_that_learned_from_rewards_is_measured_by_them(tmp_path: Path) -> None:
+    rewards = [{"type": "regex", "pattern": "[aeiou]", "weight": 2}, {"type": "exact-match"}, {"type": "length", "max": 3, "weight": -1}]
+    config = a_tuning(
+        tmp_path,
+        method={"objective": "grpo", "tuner": "full", "rewards": rewards, "grpo": {"maxNewTokens": 6, "generations": 2}},
+        hyperparameters={"batchSize": 4, "learningRate": 0.01, "maxSteps": 2},
+        evaluation={"maxNewTokens": 6, "maxExamples": 12, "require": [{"metric": "reward", "min": -1}]},
+    )
+    there = tuned(config, tmp_path)
+    status = told(measure(config, there, tmp_path / "e"))
+    answers = [json.loads(line) for line in there[0].get_bytes(f"{KEY}/answers.jsonl").decode().splitlines()]
+    expected = [
+        sum(2 * bool(re.search("[aeiou]", line[model])) + (line[model] == line["expected"]) - (len(line[model]) <= 3) for line in answers)
+        / 12
+        for model in ("base", "tuned")
+    ]
+    assert numbers(status)["reward"] == pytest.approx(expected, abs=1e-5)
+    assert "exact_match" in numbers(status)
+    report = json.loads(there[0].get_bytes(f"{KEY}/report.json"))["tasks"][0]
+    assert [row["reward"] for row in report["rewards"]] == ["regex", "exact-match", "length"]
+    row = next(row for row in report["metrics"] if row["metric"] == "reward")
+    assert row["tuned"]["interval"][0] <= row["tuned"]["value"] <= row["tuned"]["interval"][1]
 
 
 def test_a_reward_model_is_measured_by_how_often_it_judges_the_chosen_answer_better(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import sacrebleu
+from sklearn.metrics import roc_auc_score
 
 from tunewright_crds.evaluation import Classification, MetricName
 from tunewright_trainer.evaluate import scores
-from tunewright_trainer.evaluate.scores import Ratio
+from tunewright_trainer.evaluate.scores import Ranking, Ratio
 
 ANSWERS = {
     "the same": ("Paris", "Paris", 1.0, 1.0),
@@ -101,3 +102,14 @@ def test_an_answer_that_is_no_label_is_wrong_and_of_no_class() -> None:
     ]
     assert macro[MetricName.MACRO_RECALL] == pytest.approx(2 / 3)
     assert macro[MetricName.MACRO_F1] == pytest.approx((0.5 + 2 / 3) / 2)
+
+
+def test_a_ranking_is_the_area_under_the_curve_with_ties_by_half() -> None:
+    random = np.random.default_rng(4)
+    values, good = random.integers(0, 6, 40).astype(float), random.random(40) < 0.4
+    ranking = Ranking(values, good)
+    counts = random.integers(0, 3, (5, 40)).astype(float)
+    expected = [roc_auc_score(good, values, sample_weight=row) for row in counts]
+    assert ranking.of(counts) == pytest.approx(expected)
+    assert ranking.value == pytest.approx(roc_auc_score(good, values))
+    assert ranking.of(np.where(good, 0.0, 1.0)[None]) == [0.5], "bad ones alone tell nothing"

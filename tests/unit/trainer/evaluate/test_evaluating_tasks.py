@@ -10,11 +10,13 @@ from lm_eval import utils
 from lm_eval.api.registry import is_higher_better
 
 from tests.support.models import Layout, tiny_model
+from tests.support.s3 import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.support.training import a_job
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.evaluation import HARNESS_METRICS, EvaluationTask
+from tunewright_crds.pod import StorageSettings
 from tunewright_trainer.evaluate.harness import Asking, Put, put
-from tunewright_trainer.evaluate.task_files import read_task
+from tunewright_trainer.evaluate.task_files import fetch_tasks, read_task
 from tunewright_trainer.prepare.template import load_tokenizer
 from tunewright_trainer.serve.turns import End
 from tunewright_trainer.train.model import load_untuned
@@ -109,6 +111,32 @@ def test_a_data_file_that_links_elsewhere_is_refused(tmp_path: Path) -> None:
     (folder / "data" / "test.jsonl").symlink_to(tmp_path / "secret.jsonl")
     with pytest.raises(Refusal, match="does not lie in the folder"):
         read_task(task(), folder, PARAM)
+
+
+def test_a_folder_in_s3_comes_with_its_data_and_none_of_another_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    folder = write_task(tmp_path / "task", SIGNS)
+    with S3Server(tmp_path) as s3:
+        s3.client().create_bucket(Bucket="platform")
+        for path in filter(Path.is_file, folder.rglob("*")):
+            s3.client().upload_file(str(path), "platform", f"tasks/signs/{path.relative_to(folder)}")
+        storage = StorageSettings(bucket="platform", endpoint=s3.endpoint)
+
+        def fetched(uri: str, to: str) -> list[dict[str, Any]]:
+            return fetch_tasks(a_job(storage=storage, evaluation={"tasks": [{"name": "signs", "uri": uri}]}), tmp_path / to)
+
+        (config,) = fetched("s3://platform/tasks/signs/", "a")
+        (data,) = config["dataset_kwargs"]["data_files"]["test"]
+        assert Path(data).read_bytes() == (folder / "data" / "test.jsonl").read_bytes()
+        assert Path(data).is_relative_to(tmp_path / "a")
+        for uri, code in (
+            ("s3://platform/team-b/datasets/d/", FailureCode.ACCESS_DENIED),
+            ("s3://platform/none/", FailureCode.DATA_NOT_FOUND),
+        ):
+            with pytest.raises(Refusal) as refusal:
+                fetched(uri, "b")
+            assert (refusal.value.code, refusal.value.param) == (code, f"{PARAM}.uri")
 
 
 def test_the_table_of_metrics_is_lm_evals() -> None:

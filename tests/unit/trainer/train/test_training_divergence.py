@@ -119,7 +119,6 @@ HARM: dict[str, dict[str, int]] = {
     "stopped in the first": {"terminate_at_step": 14},
     "stopped in the second": {"terminate_at_step": 15},
     "killed as the checkpoint after it is written": {"kill_at_write": 31},
-    "killed in the checkpoint before it": {"kill_at_write": 18},
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,9 @@ from tunewright_crds.pod import PodConfig
 from tunewright_crds.reinforcement import Grpo, ScaleRewards
 from tunewright_trainer import process
 from tunewright_trainer.storage import LocalStore
-from tunewright_trainer.train import grpo, metrics, rloo
+from tunewright_trainer.train import divergence, grpo, metrics, recipe, rloo
 from tunewright_trainer.train.attention import NAME
+from tunewright_trainer.train.checkpoints import Counters
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.model import Tuned, load
 from tunewright_trainer.train.reinforced import Answering, Experience, Reference, Setting
@@ -327,14 +329,24 @@ def test_a_reward_model_alone_is_learned_from(tmp_path: Path) -> None:
     assert line["reward"] == pytest.approx(line["rewards/model"]) != 0
 
 
-def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
-    judge = a_judge(tmp_path / "judge")
-    text = (judge / "tokenizer.json").read_text()
-    (judge / "tokenizer.json").write_text(text.replace("<|im_end|>", "<|other|>"))
-    config = job("grpo", method={"rewardModel": str(judge)})
-    with pytest.raises(Refusal, match="reward model of another tokenizer") as refusal:
-        train_here(config, published(tmp_path / "store"), tmp_path)
-    assert (refusal.value.code, refusal.value.param) == (FailureCode.CONFIG_INVALID, "spec.method.rewardModel")
+def test_a_step_that_goes_astray_in_its_second_update_is_left_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has changed the weights by then, and what ppo keeps from step to step is put back too."""
+    config = job("ppo", hyperparameters=RISING | {"maxSteps": 4}, checkpointing={"everySteps": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "Counters", partial(Counters, left_out=[2]))
+        expected = train_here(config, published(tmp_path / "leaving-out"), tmp_path)
+    plain, updates = recipe.Run._update, []
+
+    def astray(run: recipe.Run, *given: Any) -> dict[str, float]:
+        updates.append(run.counters.step + 1)
+        if updates[-1] == 2 == updates.count(2):
+            raise divergence.Astray("loss nan")
+        return plain(run, *given)
+
+    monkeypatch.setattr(recipe.Run, "_update", astray)
+    outcome = train_here(config, published(tmp_path / "store"), tmp_path)
+    assert outcome.rollbacks == 1
+    assert weights_digest(outcome) == weights_digest(expected)
 
 
 def test_progress_shows_what_it_has_room_for() -> None:

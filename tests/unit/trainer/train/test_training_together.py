@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from tests.support.models import tiny_model
@@ -22,6 +23,7 @@ from tunewright_crds.errors import ExitCode, FailureCode
 from tunewright_crds.pod import Failed, Outcome
 from tunewright_trainer.launch import cause
 from tunewright_trainer.storage import LocalStore
+from tunewright_trainer.train import sharding
 from tunewright_trainer.train.data import Row
 from tunewright_trainer.train.world import World
 
@@ -31,17 +33,12 @@ VOWELS = {"type": "regex", "pattern": "[aeiou]"}
 REINFORCED = {
     "ppo": {"maxNewTokens": 5, "miniBatches": 2},
     "grpo": {"maxNewTokens": 5, "generations": 3, "beta": 0.1, "iterations": 2},
-    "rloo": {"maxNewTokens": 5, "generations": 3},
 }
 CASES: dict[str, dict[str, Any]] = {
     "an adapter, over a copy of the base each": {"method": {"lora": NO_DROPOUT}},
     "an adapter, over a base that is spread": {"method": {"lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
     "every weight, spread": {"method": {"tuner": "full"}},
     "every weight, a copy each": {"method": {"tuner": "full"}, "resources": {"sharding": "none"}},
-    "an adapter, over a base in 4 bits each": {
-        "method": {"tuner": "qlora", "lora": NO_DROPOUT},
-        "output": {"formats": ["adapter", "merged"]},
-    },
     "an adapter, over a base in 4 bits that is spread": {
         "method": {"tuner": "qlora", "lora": NO_DROPOUT},
         "resources": {"sharding": "full"},
@@ -49,7 +46,6 @@ CASES: dict[str, dict[str, Any]] = {
     "preferences": {"method": {"objective": "dpo", "lora": NO_DROPOUT}},
     "preferences, over a base that is spread": {"method": {"objective": "dpo", "lora": NO_DROPOUT}, "resources": {"sharding": "full"}},
     "preferences, compared over the batch": {"method": {"objective": "dpo", "dpo": {"loss": "aot"}, "lora": NO_DROPOUT}},
-    "an encoder-decoder": {"layout": "t5", "method": {"lora": NO_DROPOUT}},
     "an encoder-decoder, spread": {"layout": "t5", "method": {"tuner": "full"}},
     "unpaired answers": {"method": {"objective": "kto", "lora": NO_DROPOUT}},
     **{
@@ -138,6 +134,15 @@ def test_shares_are_even_and_whole() -> None:
     assert [[len(row.input_ids) for row in share] for share in shares] == [[9], [1, 7], [1, 2, 4]]
     assert World().shares(rows) == [rows]
     assert World(size=3).shares(rows[:2]) == [[rows[0]], [rows[1]], []]
+
+
+def test_gradients_travel_in_few_messages_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_BUCKET_BYTES", 40)
+    tensors = [
+        torch.zeros(count, dtype=dtype)
+        for count, dtype in ((4, torch.float32), (6, torch.float32), (1, torch.float32), (2, torch.bfloat16), (99, torch.bfloat16))
+    ]
+    assert [[tensor.numel() for tensor in bucket] for bucket in sharding.buckets(tensors)] == [[4, 6], [1], [2], [99]]
 
 
 REASON = Outcome(error=Failed(code=FailureCode.OUT_OF_MEMORY, message="no room"))
