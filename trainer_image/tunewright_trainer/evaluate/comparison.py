@@ -44,7 +44,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Task:
-    """``found``: of each model, by its name, what `recipe.Found` holds. ``expected`` and ``prompts`` are of the examples that were asked; None where
+    """``found``: of each model, by its name, what `measuring.Found` holds. ``expected`` and ``prompts`` are of the examples that were asked; None where
     the data has no answer."""
 
     name: str

@@ -2,63 +2,41 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
-import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.evaluation import MAX_METRICS, EvaluationStatus, MetricName, missed, task_name
-from tunewright_crds.method import REINFORCED, Examples, Objective
+from tunewright_crds.method import Examples, Objective
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import REPORT, REPORT_DATA, evaluation_key
 from tunewright_crds.tuned_model import Kind
 from tunewright_trainer.architecture import is_seq2seq
 from tunewright_trainer.evaluate import examples as questions
-from tunewright_trainer.evaluate.answers import answers, text_of
 from tunewright_trainer.evaluate.comparison import Judged, Task, compare, compare_put, measured, put_lines
 from tunewright_trainer.evaluate.harness import Asking, Put, put
 from tunewright_trainer.evaluate.judging import Away, Judge, Pair, api_key
+from tunewright_trainer.evaluate.measuring import Found, Measuring, answerable
 from tunewright_trainer.evaluate.models import BASE, TUNED, subjects
 from tunewright_trainer.evaluate.report import page
-from tunewright_trainer.evaluate.rewarding import Rewarding
 from tunewright_trainer.evaluate.rules import Checks
 from tunewright_trainer.evaluate.task_files import Config
 from tunewright_trainer.evaluate.telling import Telling
-from tunewright_trainer.prepare.template import chat_template, load_tokenizer
 from tunewright_trainer.process import telling
-from tunewright_trainer.serve.turns import End, end_of_turn
 from tunewright_trainer.storage import Store, publish_folder, read_manifest
-from tunewright_trainer.train import attention, loss
-from tunewright_trainer.train.data import Rows, micro_batch
+from tunewright_trainer.train.data import Rows
 from tunewright_trainer.train.determinism import reproducible
-from tunewright_trainer.train.dpo import likelihoods
 from tunewright_trainer.train.model import Tuned
-from tunewright_trainer.train.reward_model import scores
 
 log = logging.getLogger(__name__)
 
 ANSWERS: Final = "answers.jsonl"
 JUDGED_AT_ONCE: Final = 32  # pairs, whose verdicts are then kept
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one model made of one task, an entry for each example: what teacher forcing gives, and the answers to those that can be asked."""
-
-    losses: list[float]  # summed over the answer's tokens, in nats
-    right: list[int]  # tokens that were the likeliest
-    tokens: list[int]
-    answers: list[str]
-    preferred: list[bool] = field(default_factory=list)  # of preferences: the chosen answer is likelier than the rejected one
-    likelihoods: list[float] = field(default_factory=list)  # of answers that are marked: the mean over the tokens, in nats
-    good: list[bool] = field(default_factory=list)  # and how they are marked
-    rewards: list[float] = field(default_factory=list)  # of the answers, by the job's own rewards
-    terms: dict[str, list[float]] = field(default_factory=dict)  # and what for
 
 
 @dataclass(frozen=True)
@@ -108,23 +86,15 @@ class Evaluation:
         self.judges = self.spec.method.objective is Objective.REWARD
         self.store, self.key, self.lineage = store, key, lineage
         self.checks = Checks(self.wanted.rules)
-        self.tokenizer = load_tokenizer(folders.base)
-        template = chat_template(folders.base, self.spec.model.chat_template)
-        self.end: End = end_of_turn(self.tokenizer, template)
-        self.pad = next(token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if token is not None)
-        self.context = _context(folders.base) or int(self.tokenizer.model_max_length)
+        self.measuring = Measuring(self.spec, folders.base, folders.judge)
         self.tasks = self._rounds(is_seq2seq(folders.base))
-        self.tokenizer.chat_template = template
-        reinforced = self.spec.method.objective in REINFORCED
-        self.rewarding = Rewarding(self.spec, folders.judge, self.tokenizer, template, self.end) if reinforced else None
         self.puts = {
             task_name(config["task"], shots): (config, self._asking(number, shots))
             for number, config in enumerate(tasks)
             for shots in self.wanted.few_shot
         }
-
         sizes = {(name, task): len(self.tasks.get(task, range(self.wanted.max_examples))) for name, task in self._places()}
-        judged = {("judge", task): len(_asked(asked)) for task, asked in self.tasks.items() if self.wanted.judge.endpoint}
+        judged = {("judge", task): len(answerable(asked)) for task, asked in self.tasks.items() if self.wanted.judge.endpoint}
         self.telling = Telling(config, sizes | judged)
 
     def _rounds(self, seq2seq: bool) -> dict[str, list[questions.Example]]:
@@ -147,13 +117,13 @@ class Evaluation:
             chat=self.wanted.tasks[number].chat,
             examples=self.wanted.max_examples,
             seed=self.spec.hyperparameters.seed,
-            end=self.end,
-            most=min(self.wanted.max_new_tokens, self.context // 2),
+            end=self.measuring.end,
+            most=min(self.wanted.max_new_tokens, self.measuring.context // 2),
         )
 
     def _task(self, plain: list[questions.Example], shown: Sequence[Any]) -> list[questions.Example]:
-        room = self.context - self.wanted.max_new_tokens
-        return [questions.shown_before(shown, one, beginning=self.tokenizer.bos_token_id, room=room) for one in plain]
+        room = self.measuring.context - self.wanted.max_new_tokens
+        return [questions.shown_before(shown, one, beginning=self.measuring.tokenizer.bos_token_id, room=room) for one in plain]
 
     def run(self) -> dict[str, Any]:
         """Measure, and publish the report; returns the status, without the report's address."""
@@ -161,12 +131,12 @@ class Evaluation:
         tasks = [
             Task(
                 name=name,
-                expected=[self._expected(one) for one in asked],
-                prompts=[self._prompt(one) for one in asked],
+                expected=[self.measuring.expected(one) for one in asked],
+                prompts=[self.measuring.prompt(one) for one in asked],
                 found={subject: asdict(found[subject, name]) for subject in self._names},
             )
             for name, of_task in self.tasks.items()
-            for asked in [[] if self.judges else _asked(of_task)]
+            for asked in [[] if self.judges else answerable(of_task)]
         ]
         tasks = [replace(task, judged=self._judged(task)) for task in tasks]
         compared = [compare(task, self.wanted.classification, self.checks, seed=self.spec.hyperparameters.seed) for task in tasks]
@@ -235,10 +205,10 @@ class Evaluation:
     def _made_of(self, name: str, model: Tuned, task: str) -> Found | Put:
         """What a model makes of one task."""
         if task in self.tasks:
-            return self._measure(model, self.tasks[task], f"{name} model, {task}", tell=partial(self.telling.at, (name, task)))
+            return self.measuring.of(model, self.tasks[task], f"{name} model, {task}", tell=partial(self.telling.at, (name, task)))
         log.info("%s model: put to the task %s", name, task)
         config, asking = self.puts[task]
-        return put(model, self.tokenizer, config, asking, cache=self.folders.work / "datasets")
+        return put(model, self.measuring.tokenizer, config, asking, cache=self.folders.work / "datasets")
 
     def _places(self) -> list[tuple[str, str]]:
         return [(name, task) for name in self._names for task in self._tasks]
@@ -258,50 +228,6 @@ class Evaluation:
         if part["lineage"] != self.lineage:
             return None
         return Found(**part["found"]) if task in self.tasks else Put(**part["found"])
-
-    @torch.no_grad()
-    def _measure(self, model: Tuned, examples: Sequence[questions.Example], name: str, *, tell: Callable[[int], None]) -> Found:
-        model.network.eval()
-        log.info("%s: measuring on %d examples", name, len(examples))
-        if self.judges:
-            return Found([], [], [], [], preferred=[_judges_better(model, one) for one in examples])
-        forced = [(one, loss.evaluate(model, micro_batch([one.document], model.device))) for one in examples if one.document.targets]
-        right = [each for one, each in forced if one.desirable]
-        marked = forced if self.spec.method.examples is Examples.UNPAIRED else []
-        asked = _asked(examples)
-        said = answers(
-            model,
-            [one.prompt for one in asked],
-            end=self.end,
-            pad=self.pad,
-            most=self.wanted.max_new_tokens,
-            context=self.context,
-            name=name,
-            tell=tell,
-        )
-        found = Found(
-            losses=[each[0] for each in right],
-            right=[each[1] for each in right],
-            tokens=[each[2] for each in right],
-            answers=[text_of(self.tokenizer, ids, self.end) for ids in said],
-            preferred=[_prefers(model, one) for one in examples if one.rejected is not None],
-            likelihoods=[-each[0] / max(1, each[2]) for _, each in marked],
-            good=[one.desirable for one, _ in marked],
-        )
-        if self.rewarding is None or not asked:
-            return found
-        expected = [self._expected(one) for one in asked]
-        rewards, terms = self.rewarding.of(model, [one.prompt for one in asked], said, found.answers, expected)
-        return replace(found, rewards=rewards, terms=terms)
-
-    def _expected(self, example: questions.Example) -> str | None:
-        """The right answer; None for a prompt without one."""
-        if not example.document.targets and self.rewarding is not None:
-            return None
-        return text_of(self.tokenizer, example.answer.tolist(), self.end)
-
-    def _prompt(self, example: questions.Example) -> str:
-        return str(self.tokenizer.decode(example.prompt.tolist(), skip_special_tokens=False))
 
     def _publish(self, lines: list[dict[str, Any]], compared: list[dict[str, Any]], status: dict[str, Any]) -> None:
         failed = missed(self.wanted.require, EvaluationStatus.model_validate(status).metrics)
@@ -327,33 +253,6 @@ class Evaluation:
 def _size(part: Found | Put) -> int:
     """Prompts that a model was asked."""
     return len(part.lines) if isinstance(part, Put) else max(len(part.answers), len(part.preferred))
-
-
-def _asked(examples: Sequence[questions.Example]) -> list[questions.Example]:
-    """Those that can be answered, and whose answer in the data is not a bad one."""
-    return [one for one in examples if one.answer_at and one.desirable]
-
-
-def _prefers(model: Tuned, example: questions.Example) -> bool:
-    """Whether the chosen answer is likelier than the rejected one, by the sum over its tokens."""
-    assert example.rejected is not None
-    batch = micro_batch([example.document, example.rejected], model.device)
-    with attention.documents(batch.lengths):
-        chosen, rejected = likelihoods(model, batch).logps.tolist()
-    return bool(chosen > rejected)
-
-
-def _judges_better(model: Tuned, example: questions.Example) -> bool:
-    """Whether a reward model gives the chosen answer more than the rejected one."""
-    assert example.rejected is not None
-    with model.autocast():
-        chosen, rejected = scores(model.network, micro_batch([example.document, example.rejected], model.device)).tolist()
-    return bool(chosen > rejected)
-
-
-def _context(folder: Path) -> int:
-    settings = orjson.loads((folder / "config.json").read_bytes())
-    return int(settings.get("max_position_embeddings") or settings.get("n_positions") or 0)
 
 
 def _line(metrics: Sequence[Any]) -> str:
