@@ -7,7 +7,8 @@ answers only, from 2 rows of up to 1,024 packed tokens a step (transformers' Tra
 average). Speeds count real tokens, never padding, after the first step; trained tokens are those with a label. Clocks run from the start of the
 process, memory is its highest resident set. What is printed are medians, and how many times better or worse than TRL they are.
 
-`bare` is Tunewright without metrics, reports and checkpoints: against it, `tunewright` (metrics each step, a checkpoint every tenth) shows what they cost.
+`bare` is Tunewright without metrics, reports and checkpoints, `tunewright` has metrics each step and a checkpoint every tenth. What these cost is less than two
+runs differ by, so the share of the time that goes to them is measured within the run, too (`aside`, on standard error).
 LLaMA-Factory needs other versions of our libraries: it is installed (6 GB, with uv) into an environment of its own in the cache, at its first use.
 """
 

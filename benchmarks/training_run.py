@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,13 @@ CHECKPOINT_EVERY = 10
 
 
 class Mark(NamedTuple):
-    """How far a run is after a step: wall clock and CPU clock in seconds, tokens, tokens with a label."""
+    """How far a run is after a step: wall clock and CPU clock in seconds, tokens, tokens with a label, seconds for what is not training."""
 
     wall: float
     cpu: float
     tokens: int
     trained: int
+    aside: float = 0.0
 
 
 class Data(NamedTuple):
@@ -33,19 +35,34 @@ def tunewright(_: Data, model: Path, place: Path, *, steps: int, threads: int, b
     from tests.support.training import a_job, train_here
     from tunewright_trainer.cli import load_no_more_than
     from tunewright_trainer.storage import LocalStore
-    from tunewright_trainer.train import metrics, recipe
+    from tunewright_trainer.train import checkpoints, metrics, recipe
 
     shutil.copytree(place.parent / STORE, place / STORE)
     marks: list[Mark] = []
-    plain = recipe.Run.report if not bare else lambda _: None
+    aside = 0.0
+
+    def timed(plain: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            nonlocal aside
+            start = clock()
+            try:
+                return plain(*given)
+            finally:
+                aside += clock() - start
+
+        return call
+
+    plain = timed(recipe.Run.report, time.perf_counter) if not bare else lambda _: None
 
     def marked(run: Any) -> None:
         plain(run)
-        marks.append(Mark(time.time(), time.process_time(), run.counters.tokens, run.counters.trained_tokens))
+        marks.append(Mark(time.time(), time.process_time(), run.counters.tokens, run.counters.trained_tokens, aside))
 
     recipe.Run.report = marked  # type: ignore[method-assign, assignment]
-    if bare:
-        metrics.History.add = lambda *_: None  # type: ignore[method-assign]
+    # The step waits for these, and takes turns with the thread that writes a checkpoint.
+    metrics.History.add = timed(metrics.History.add, time.perf_counter) if not bare else lambda *_: None  # type: ignore[method-assign]
+    recipe.Run.checkpoint_if_due = timed(recipe.Run.checkpoint_if_due, time.perf_counter)  # type: ignore[method-assign]
+    checkpoints.Checkpoints._write = timed(checkpoints.Checkpoints._write, time.thread_time)  # type: ignore[method-assign]
     wanted = {"batchSize": ROWS_A_STEP, "maxSteps": steps, "learningRate": LEARNING_RATE}
     every = 10 * steps if bare else CHECKPOINT_EVERY
     job = a_job(model, hyperparameters=wanted, method={"lora": LORA}, resources={"cpu": str(threads)}, checkpointing={"everySteps": every})
@@ -202,6 +219,7 @@ def main() -> None:
         "pace": (last.tokens - first.tokens) / seconds,
         "trained_pace": (last.trained - first.trained) / seconds,
         "cpu_pace": (last.tokens - first.tokens) / cpu,
+        "aside": (last.aside - first.aside) / seconds,
         "first_step": first.wall - float(started),
         "peak": next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:")),
     }

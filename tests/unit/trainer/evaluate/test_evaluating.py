@@ -19,7 +19,7 @@ from tunewright_crds.errors import ExitCode, FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import cli, evaluate, prepare, train
-from tunewright_trainer.evaluate import judging, recipe
+from tunewright_trainer.evaluate import judging, measuring
 from tunewright_trainer.storage import LocalStore
 from tunewright_trainer.train import metrics
 
@@ -246,10 +246,10 @@ def test_killed_anywhere_and_run_again_it_reports_the_same_and_measures_nothing_
     report = store.get_bytes(f"{KEY}/report.json")
     store.delete([f"{KEY}/manifest.json", f"{KEY}/report.json"])
     asked: list[str] = []
-    plain = recipe.Evaluation._measure
+    plain = measuring.Measuring.of
     monkeypatch.setattr(
-        recipe.Evaluation,
-        "_measure",
+        measuring.Measuring,
+        "of",
         lambda self, model, examples, name, **more: asked.append(name) or plain(self, model, examples, name, **more),
     )
     for write in (2, 3, 2):  # after one part, after two more, and in the manifest itself
