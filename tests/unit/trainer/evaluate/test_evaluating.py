@@ -19,7 +19,7 @@ from tunewright_crds.errors import ExitCode, FailureCode, Refusal
 from tunewright_crds.evaluation import EvaluationStatus
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_trainer import cli, evaluate, prepare, train
-from tunewright_trainer.evaluate import judging, measuring
+from tunewright_trainer.evaluate import judging, measuring, recipe
 from tunewright_trainer.storage import LocalStore
 from tunewright_trainer.train import metrics
 
