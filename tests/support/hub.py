@@ -2,7 +2,7 @@
 
 with Hub() as hub:
     commit = hub.commit("dataset", "org/name", {"rows.jsonl": b"..."})   # `main` is this commit from now on
-    ... HF_ENDPOINT = hub.endpoint
+    ... HF_ENDPOINT = hub.address
 
 With a `writer`'s token it also takes uploads (repositories, large files by LFS, commits); Xet, which the real hub prefers, it does not know.
 Listings have pages of `PAGE` files, as the hub's have of 1,000; files of `LARGE` bytes and more are told by their SHA-256, as the hub's large ones are.
@@ -12,16 +12,19 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
+
+from tests.support.server import LocalServer
+from tunewright_crds import names
 
 PAGE: Final = 2
 LARGE: Final = 10_000
@@ -43,7 +46,7 @@ class Repo:
     private: bool = False
 
 
-class Hub:
+class Hub(LocalServer):
     """The server. `broken` makes it answer 503; `tampered` maps paths to what is sent instead of their content; `forgetful` makes it answer 503 to
     the next commit, which it made."""
 
@@ -54,13 +57,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.broken = False
         self.tampered: dict[str, bytes] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = False
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_handler(self))
 
     def commit(self, kind: str, name: str, files: Files, *, ref: str = "main") -> str:
         """A new commit with these files, which a branch or tag names from now on."""
@@ -74,14 +71,20 @@ class Hub:
         """A repository, made when it is first asked for."""
         return self.repos.setdefault(f"{PREFIXES[kind]}{name}", Repo())
 
-    def __enter__(self) -> "Hub":
-        self._thread.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def clean_client(patch: pytest.MonkeyPatch, work: Path, *mounted: str, patience: int) -> Path:
+    """Have the hub's client know nothing of this machine. The folder that these mounts of credentials, attributes of `names`, now are."""
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(work / "cache"))
+    patch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(work / "no-token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        patch.delenv(name, raising=False)
+    patch.setenv("TUNEWRIGHT_STORAGE_PATIENCE_SECONDS", str(patience))
+    secret = work / "secret"
+    secret.mkdir()
+    for mount in mounted:
+        patch.setattr(names, mount, str(secret))
+    return secret
 
 
 class _Answer(Exception):
@@ -187,15 +190,15 @@ def _created(hub: Hub, asked: dict[str, Any]) -> _Answer:
     name = f"{asked['organization']}/{asked['name']}"
     if name in hub.repos:
         return _Answer(
-            HTTPStatus.CONFLICT, json.dumps({"error": "You already created this model repo", "url": f"{hub.endpoint}/{name}"}).encode()
+            HTTPStatus.CONFLICT, json.dumps({"error": "You already created this model repo", "url": f"{hub.address}/{name}"}).encode()
         )
     hub.repo("model", name).private = asked["visibility"] == "private"
     hub.commit("model", name, {".gitattributes": b""})
-    return _said({"url": f"{hub.endpoint}/{name}", "name": name})
+    return _said({"url": f"{hub.address}/{name}", "name": name})
 
 
 def _transfer(hub: Hub, one: dict[str, Any]) -> dict[str, Any]:
-    upload = {} if one["oid"] in hub.large else {"actions": {"upload": {"href": f"{hub.endpoint}/large/{one['oid']}"}}}
+    upload = {} if one["oid"] in hub.large else {"actions": {"upload": {"href": f"{hub.address}/large/{one['oid']}"}}}
     return {"oid": one["oid"], "size": one["size"], **upload}
 
 
@@ -212,7 +215,7 @@ def _committed(hub: Hub, name: str, lines: list[dict[str, Any]]) -> _Answer:
     if hub.forgetful:
         hub.forgetful = False
         return _Answer(HTTPStatus.SERVICE_UNAVAILABLE)
-    return _said({"success": True, "commitOid": commit, "commitUrl": f"{hub.endpoint}/{name}/commit/{commit}"})
+    return _said({"success": True, "commitOid": commit, "commitUrl": f"{hub.address}/{name}/commit/{commit}"})
 
 
 def _find(hub: Hub, key: str, authorization: str) -> Repo:
@@ -251,7 +254,7 @@ def _api(hub: Hub, kind: str, parts: list[str], query: dict[str, list[str]], aut
     start = int(query.get("cursor", ["0"])[0])
     more = {}
     if start + PAGE < len(found):
-        here = f"{hub.endpoint}/api/{kind}s/{'/'.join(parts)}"
+        here = f"{hub.address}/api/{kind}s/{'/'.join(parts)}"
         more = {"Link": f'<{here}?recursive=true&cursor={start + PAGE}>; rel="next"'}
     return _Answer(HTTPStatus.OK, json.dumps(found[start : start + PAGE]).encode(), **more)
 

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.support.server import LocalServer
 
 Reply = tuple[int, dict[str, str], str]
 _ANSWER = re.compile(r"Start of Assistant ([AB])'s Answer\]\n(.*?)\n\[The End", re.DOTALL)
@@ -60,13 +62,6 @@ def a_judge(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[StandIn]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    asked.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with LocalServer(Handler) as server:
+        asked.url = f"{server.address}/v1"
         yield asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -1,15 +1,15 @@
 """A stand-in for an MLflow server: what MLflow's own client asks for of its REST API, over HTTP on a free port.
 
-with Mlflow() as server: ... uri = server.uri; server.runs
+with Mlflow() as server: ... uri = server.address; server.runs
 """
 
 import json
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.server import LocalServer
 
 
 @dataclass
@@ -30,29 +30,14 @@ class Run:
         return {"run": {"info": info | times, "data": {"tags": [{"key": k, "value": v} for k, v in self.tags.items()]}}}
 
 
-class Mlflow:
+class Mlflow(LocalServer):
     """The server. ``asked`` are the headers of authorization that it saw."""
 
     def __init__(self) -> None:
         self.experiments: list[str] = []
         self.runs: list[Run] = []
         self.asked: set[str] = set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = False
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_handler(self))
 
     def answer(self, what: str, asked: dict[str, Any]) -> dict[str, Any] | None:
         """What the API says; None where there is nothing of that name."""

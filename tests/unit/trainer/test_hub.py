@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub import LARGE, Hub
+from tests.support.hub import LARGE, Hub, clean_client
 from tests.support.models import tiny_model
 from tests.support.preparing import a_data_job, out, prepare_here, report
 from tunewright_crds import names
@@ -32,18 +32,9 @@ MODEL = "org/tiny"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The hub, with its address in the mounted credentials of data and model."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TUNEWRIGHT_STORAGE_PATIENCE_SECONDS", "0")
-    secret = tmp_path / "secret"
-    secret.mkdir()
-    for mounted in ("DATASET_CREDENTIALS", "MODEL_CREDENTIALS"):
-        monkeypatch.setattr(names, mounted, str(secret))
+    secret = clean_client(monkeypatch, tmp_path, "DATASET_CREDENTIALS", "MODEL_CREDENTIALS", patience=0)
     with Hub() as running:
-        (secret / "HF_ENDPOINT").write_text(running.endpoint)
+        (secret / "HF_ENDPOINT").write_text(running.address)
         yield running
 
 
@@ -260,7 +251,7 @@ def test_on_one_machine_the_librarys_own_settings_hold_and_the_log_names_the_com
     manifest = {"apiVersion": names.API_VERSION, "kind": "InstructionTuningJob", "metadata": {"name": "tune"}, "spec": spec}
     (tmp_path / "job.yaml").write_text(json.dumps(manifest))
     command = [sys.executable, "-m", "tunewright_trainer", "prepare", str(tmp_path / "job.yaml"), "--output", str(tmp_path / "out")]
-    settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert [commit for commit in commits if f"is commit {commit}" not in done.stdout + done.stderr] == []

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.hub import Hub
+from tests.support.hub import Hub, clean_client
 from tests.support.models import tiny_model
 from tests.support.training import a_job, documents, packed, publish_data, train_here
-from tunewright_crds import names
 from tunewright_crds.errors import FailureCode
 from tunewright_crds.pod import PodConfig
 from tunewright_crds.status import HubCopy
@@ -22,19 +21,11 @@ REPOSITORY = "team/helper"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The hub, with its address and the right to write in the mounted credentials."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TUNEWRIGHT_STORAGE_PATIENCE_SECONDS", "5")
-    secret = tmp_path / "secret"
-    secret.mkdir()
-    monkeypatch.setattr(names, "HUB_CREDENTIALS", str(secret))
+    secret = clean_client(monkeypatch, tmp_path, "HUB_CREDENTIALS", patience=5)
     with Hub() as running:
         running.writer = "writes"
-        (secret / "HF_ENDPOINT").write_text(running.endpoint)
+        (secret / "HF_ENDPOINT").write_text(running.address)
         (secret / "HF_TOKEN").write_text("writes")
         yield running
 
@@ -69,7 +60,7 @@ def test_the_served_form_is_copied_as_one_private_commit_and_loads_from_there(hu
     assert hub.large, "the weights went by LFS"
 
     fetched = tmp_path / "fetched"
-    place = open_hub(f"hf://{REPOSITORY}@main/", {"HF_ENDPOINT": hub.endpoint}, missing=FailureCode.MODEL_NOT_FOUND, param="x")
+    place = open_hub(f"hf://{REPOSITORY}@main/", {"HF_ENDPOINT": hub.address}, missing=FailureCode.MODEL_NOT_FOUND, param="x")
     for info in place.store.list(""):
         place.store.download(info.key, fetched / info.key)
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model("llama")), fetched)

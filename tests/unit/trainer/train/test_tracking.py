@@ -32,7 +32,7 @@ def test_all_attempts_of_a_job_are_one_run_of_mlflow(tmp_path: Path, monkeypatch
     monkeypatch.setattr(feed, "FAREWELL_SECONDS", 120.0)
     store = published(tmp_path)
     with Mlflow() as server:
-        job = a_job(hyperparameters=NUMBERS, tracking={"mlflow": {"uri": server.uri, "experiment": "tuning"}})
+        job = a_job(hyperparameters=NUMBERS, tracking={"mlflow": {"uri": server.address, "experiment": "tuning"}})
         with monkeypatch.context() as patch:
             stop_in_step(patch, 2)
             with pytest.raises(process.Stopped):
