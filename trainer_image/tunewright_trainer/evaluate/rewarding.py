@@ -10,9 +10,9 @@ import torch
 from tunewright_crds.job import JobSpec
 from tunewright_trainer.prepare.template import end_of_turn_ids, tokenize
 from tunewright_trainer.serve.turns import End
-from tunewright_trainer.train.data import IGNORED, Ints, grouped, micro_batch
+from tunewright_trainer.train.data import IGNORED, Ints
 from tunewright_trainer.train.model import Tuned
-from tunewright_trainer.train.reward_model import load_reward_model, scores
+from tunewright_trainer.train.reward_model import load_reward_model, rewards_of
 from tunewright_trainer.train.rewards import Rewards
 from tunewright_trainer.train.rollouts import Sample
 
@@ -47,10 +47,9 @@ class Rewarding:
         labels = np.concatenate([np.full(len(prompt), IGNORED), answer])
         return Sample(ids, labels, [len(ids)], text, expected or "", ended)
 
-    @torch.no_grad()
     def _judged(self, samples: Sequence[Sample], tuned: Tuned) -> torch.Tensor:
         """[samples]"""
         if self._judge is None:
             assert self._folder is not None
             self._judge = load_reward_model(self._folder, device=tuned.device, dtype=tuned.compute)
-        return torch.cat([scores(self._judge, micro_batch(group, tuned.device)).cpu() for group in grouped(samples, "auto")])
+        return rewards_of(self._judge, samples, device=tuned.device)

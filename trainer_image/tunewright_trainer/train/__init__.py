@@ -38,20 +38,21 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         from tunewright_trainer.train import options
 
         options.checked(config.spec.method)
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         # They arrive while the libraries are being imported, which takes seconds. One process of each machine fetches for all of it.
         fetches = launch.local_rank() == 0
         fetching_data = pool.submit(_fetch_data, config, dataset_digest, work / "data", store) if fetches else None
         fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store) if fetches else None
         fetching_judge = pool.submit(fetch_judge, config, work / "judge") if fetches else None
+        fetching_tasks = pool.submit(fetch_tasks, config, work / "tasks") if fetches else None
         from tunewright_trainer.train.attempt import Attempt
         from tunewright_trainer.train.recipe import train
         from tunewright_trainer.train.rewards import rule
         from tunewright_trainer.train.world import joined
     for number, one in enumerate(config.spec.evaluation.rules):  # a mistake in them shall not be found once all is trained
         rule(one, f"spec.evaluation.rules[{number}]")
-    if fetches:
-        fetch_tasks(config, work / "tasks")
+    if fetching_tasks:
+        fetching_tasks.result()
     if fetching_data:
         fetching_data.result()
     fetched = (fetching_model.result() if fetching_model else Path(), fetching_judge.result() if fetching_judge else None)

@@ -20,7 +20,7 @@ from tunewright_trainer.train.attention import documents
 from tunewright_trainer.train.data import MicroBatch, Row, Rows, grouped, micro_batch
 from tunewright_trainer.train.metrics import Measured
 from tunewright_trainer.train.model import Tuned
-from tunewright_trainer.train.reward_model import load_reward_model, scores
+from tunewright_trainer.train.reward_model import load_reward_model, rewards_of
 from tunewright_trainer.train.rewards import Rewards
 from tunewright_trainer.train.rollouts import Drawing, Prompt, Sample, prompt_of, seeds, without_dropout
 from tunewright_trainer.train.world import World
@@ -151,11 +151,9 @@ class Answering:
         }
         return Drawn(samples, total, measured)
 
-    @torch.no_grad()
     def _judged(self, samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
         """What the reward model gives each answer with its prompt."""
-        groups = grouped(samples, self._micro, halvings=self._halvings)
-        return torch.cat([scores(self._judge, micro_batch(group, self.tuned.device)).cpu() for group in groups]).unbind()
+        return rewards_of(self._judge, samples, device=self.tuned.device, micro_batch_size=self._micro, halvings=self._halvings).unbind()
 
     @torch.no_grad()
     def log_probabilities(self, rows: Sequence[Row], tuned: Tuned) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ The reward of a document is read at its last token that is no padding, as transf
     rewards = scores(network, micro_batch(rows, device))  # [documents]
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import torch
 from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_trainer.train import attention
 from tunewright_trainer.train.attention import documents
-from tunewright_trainer.train.data import MicroBatch
+from tunewright_trainer.train.data import MicroBatch, Row, grouped, micro_batch
 
 HEAD: Final = "score.weight"  # transformers' name of the head, a linear layer without bias
 
@@ -27,6 +28,15 @@ def scores(network: Any, batch: MicroBatch) -> torch.Tensor:
     with documents(batch.lengths):
         hidden = network.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state[0]
     return judged(network, hidden[_last_tokens(batch, network.config.pad_token_id)])
+
+
+@torch.no_grad()
+def rewards_of(
+    network: Any, rows: Sequence[Row], *, device: torch.device, micro_batch_size: int | str = "auto", halvings: int = 0
+) -> torch.Tensor:
+    """[rows], on the processor: the reward of each answer with its prompt, which is the one document of its row."""
+    groups = grouped(rows, micro_batch_size, halvings=halvings)
+    return torch.cat([scores(network, micro_batch(group, device)).cpu() for group in groups])
 
 
 def judged(network: Any, hidden: torch.Tensor) -> torch.Tensor:
