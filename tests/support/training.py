@@ -6,17 +6,19 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from tests.support.models import tiny_model
 from tunewright_crds.job import read_spec
 from tunewright_crds.pod import JobIdentity, Outcome, PodConfig, StorageSettings
 from tunewright_crds.storage import dataset_key
 from tunewright_trainer.storage import Store, publish_folder
+
+if TYPE_CHECKING:
+    import pytest
 
 NAMESPACE: Final = "team-a"
 UID: Final = "0f0e0d0c-0000-0000-0000-000000000001"
@@ -128,7 +130,7 @@ def weights_digest(outcome: Outcome) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
-def stop_in_step(patch: pytest.MonkeyPatch, step: int) -> None:
+def stop_in_step(patch: "pytest.MonkeyPatch", step: int) -> None:
     """Ask for a stop while ``step`` is computed, as SIGTERM does."""
     from tunewright_trainer import process
     from tunewright_trainer.train import recipe

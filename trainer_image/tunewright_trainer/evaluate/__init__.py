@@ -10,6 +10,7 @@ from tunewright_crds.errors import FailureCode, Refusal
 from tunewright_crds.pod import Outcome, PodConfig
 from tunewright_crds.storage import dataset_key
 from tunewright_trainer.evaluate.task_files import fetch_tasks
+from tunewright_trainer.lean import import_lean
 from tunewright_trainer.storage import Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base, fetch_judge
 from tunewright_trainer.train.lineage import commit_of
@@ -31,6 +32,7 @@ def run(config: PodConfig, *, dataset_digest: str, model_uri: str, work: Path, s
         fetching_tuned = pool.submit(_fetch, store, key, work / "tuned")
         fetching_judge = pool.submit(fetch_judge, config, work / "judge")
         fetching_tasks = pool.submit(fetch_tasks, config, work / "tasks")
+        import_lean()
         from tunewright_trainer.evaluate.recipe import Folders, evaluate
     fetching_data.result()
     manifest = fetching_tuned.result()

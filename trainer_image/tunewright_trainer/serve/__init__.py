@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tunewright_crds import names
 from tunewright_crds.pod import StorageSettings
+from tunewright_trainer.lean import import_lean
 
 
 def run(
@@ -24,6 +25,7 @@ def run(
     ``base`` is the address of the base model, or of a whole tuned model with ``model_id`` as its name. Adapters are taken from the folders of
     ``namespace`` in ``storage`` alone. ``threads`` are torch's; without them OMP_NUM_THREADS counts. Raises `Refusal` where the model cannot be had.
     """
+    import_lean()
     from tunewright_trainer.serve.server import serve
 
     serve(base=base, namespace=namespace, storage=storage, work=work, model_id=model_id, port=port, threads=threads)

@@ -18,6 +18,7 @@ from tunewright_trainer import launch
 from tunewright_trainer.config import is_local
 from tunewright_trainer.evaluate.task_files import fetch_tasks
 from tunewright_trainer.exports import check_forms
+from tunewright_trainer.lean import import_lean
 from tunewright_trainer.plan import measured, parse_config, plan, read_shapes, refuse, table
 from tunewright_trainer.storage import LocalStore, Place, Store, fetch_folder, read_manifest
 from tunewright_trainer.train.base import fetch_base, fetch_judge
@@ -45,6 +46,7 @@ def run(config: PodConfig, *, attempt: int, dataset_digest: str, halvings: int =
         fetching_model = pool.submit(_fetch_base, config, dataset_digest, work / "model", store) if fetches else None
         fetching_judge = pool.submit(fetch_judge, config, work / "judge") if fetches else None
         fetching_tasks = pool.submit(fetch_tasks, config, work / "tasks") if fetches else None
+        import_lean()
         from tunewright_trainer.train.attempt import Attempt
         from tunewright_trainer.train.recipe import train
         from tunewright_trainer.train.rewards import rule

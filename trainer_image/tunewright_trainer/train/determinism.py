@@ -17,12 +17,11 @@ def reproducible(spec: JobSpec) -> Iterator[None]:
     The number of threads is part of the arithmetic (it splits sums), so it comes from the job and never from the machine. The processes of a pod share its processors.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS deterministic
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     torch.set_num_threads(max(1, thread_count(spec.resources.cpu) // spec.resources.processes_per_node))
-    torch.use_deterministic_algorithms(True, warn_only=bool(spec.resources.gpus_per_node))
+    torch.set_deterministic_debug_mode("warn" if spec.resources.gpus_per_node else "error")
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(mode)
