@@ -42,6 +42,7 @@ class DataFormat(StrEnum):
     COIG_EXAM = "coig-exam"
     PREFERENCE = "preference"
     UNPAIRED = "unpaired"
+    PROMPT = "prompt"
 
 
 class Targets(StrEnum):

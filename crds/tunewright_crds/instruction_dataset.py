@@ -5,16 +5,18 @@ from enum import StrEnum
 
 from pydantic import Field, field_validator
 
-from tunewright_crds.dataset import DataFormat, Dataset
+from tunewright_crds.dataset import Dataset
 from tunewright_crds.fields import Part, Rules
-from tunewright_crds.job import Model, PreparationRetries
+from tunewright_crds.job import OWN_FORMATS, Model, PreparationRetries
+from tunewright_crds.method import either
 from tunewright_crds.names import DatasetPhase
 from tunewright_crds.resources import PodResources
 from tunewright_crds.status import PreparationStatus
 
 _FIXED = "is fixed: apply an InstructionDataset of another name, such as support-v2"
 _OWN = "an InstructionDataset names its own sources: leave ref out"
-_NO_PAIRS = "an InstructionDataset holds no preferences yet: name them in the sources of a job with method.objective dpo or reward"
+_OTHER_FORMATS = [form for forms in OWN_FORMATS.values() for form in forms]
+_CONVERSATIONS = f"an InstructionDataset holds conversations only: name a source of format {either(_OTHER_FORMATS)} in a job"
 
 
 class DeletionPolicy(StrEnum):
@@ -26,7 +28,7 @@ class InstructionDatasetSpec(
     Part,
     json_schema_extra=Rules(
         ("self.dataset.ref == ''", _OWN),
-        ("self.dataset.sources.all(s, s.format != 'preference')", _NO_PAIRS),
+        (f"self.dataset.sources.all(s, !(s.format in {[form.value for form in _OTHER_FORMATS]}))", _CONVERSATIONS),
         *((f"self.{field} == oldSelf.{field}", f"spec.{field} {_FIXED}") for field in ("model", "dataset", "seed", "resources", "retries")),
     ),
 ):
@@ -56,8 +58,8 @@ class InstructionDatasetSpec(
     def _own_sources(cls, dataset: Dataset) -> Dataset:
         if dataset.ref:
             raise ValueError(_OWN)
-        if any(source.format is DataFormat.PREFERENCE for source in dataset.sources):
-            raise ValueError(_NO_PAIRS)
+        if any(source.format in _OTHER_FORMATS for source in dataset.sources):
+            raise ValueError(_CONVERSATIONS)
         return dataset
 
 

@@ -176,8 +176,12 @@ _NOTHING_TO_COMPARE: Final = (
     "objective kto compares each answer with the others of its batch: set batchSize above 1, or method.kto.loss: apo_zero_unpaired"
 )
 _TEXT_ANSWERS_NOTHING: Final = f"objective {either(REINFORCED)} answers prompts, and format text has none"
-# The formats that only these examples have, and those that can hold them at all.
-_OWN_FORMATS: Final = {Examples.PREFERENCES: (DataFormat.PREFERENCE,), Examples.UNPAIRED: (DataFormat.UNPAIRED,)}
+# The formats of which only these examples can be.
+OWN_FORMATS: Final = {
+    Examples.PREFERENCES: (DataFormat.PREFERENCE,),
+    Examples.UNPAIRED: (DataFormat.UNPAIRED,),
+    Examples.PROMPTS: (DataFormat.PROMPT,),
+}
 _LISTS: Final = ("output.formats",)  # fields that hold several values
 # The formats whose rows tell an instruction and its input apart.
 INSTRUCTED: Final = (DataFormat.AUTO, DataFormat.ALPACA, DataFormat.DOLLY, DataFormat.NATURAL_INSTRUCTIONS, DataFormat.SELF_INSTRUCT)
@@ -185,6 +189,7 @@ _INSTRUCTED_ONLY: Final = (
     f"tuner hint learns from rows that tell instruction and input apart: sources of format {either(INSTRUCTED)}, no template, and no ref"
 )
 _PAIRED: Final = (DataFormat.AUTO, DataFormat.PREFERENCE, DataFormat.OASST)
+# The formats that hold these examples.
 _FORMATS: Final = {Examples.PREFERENCES: _PAIRED, Examples.UNPAIRED: (*_PAIRED, DataFormat.UNPAIRED)}
 
 
@@ -193,7 +198,7 @@ def _objectives(examples: Examples) -> list[str]:
 
 
 def _foreign(examples: Examples) -> str:
-    formats, objectives = _OWN_FORMATS[examples], _objectives(examples)
+    formats, objectives = OWN_FORMATS[examples], _objectives(examples)
     return f"format {either(formats)} is for objective {either(objectives)}: set method.objective: {objectives[0]}, or name the column of the answer to learn"
 
 
@@ -213,7 +218,9 @@ def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     for examples, formats in _FORMATS.items():
         learns = f"self.method.objective in {_cel(_objectives(examples))}"
         yield f"!({learns}) || self.dataset.sources.all(s, s.template == '' && s.format in {_cel(formats)})", _only(examples)
-        yield f"{learns} || self.dataset.sources.all(s, !(s.format in {_cel(_OWN_FORMATS[examples])}))", _foreign(examples)
+    for examples, formats in OWN_FORMATS.items():
+        learns = f"self.method.objective in {_cel(_objectives(examples))}"
+        yield f"{learns} || self.dataset.sources.all(s, !(s.format in {_cel(formats)}))", _foreign(examples)
     of_conversations = f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))}"
     yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
     yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
@@ -319,7 +326,7 @@ class JobSpec(
     @model_validator(mode="after")
     def _data_fits_the_objective(self) -> "JobSpec":
         examples, sources = self.method.examples, self.dataset.sources
-        for others, formats in _OWN_FORMATS.items():
+        for others, formats in OWN_FORMATS.items():
             if others is not examples and any(source.format in formats for source in sources):
                 raise ValueError(_foreign(others))
         if examples is Examples.CONVERSATIONS:

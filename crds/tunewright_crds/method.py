@@ -10,6 +10,7 @@ from tunewright_crds.fields import Part, RewardModelUri
 from tunewright_crds.hyperparameters import WITHIN_BACKWARD, Optimizer
 from tunewright_crds.preference import Dpo, Kto, Reward
 from tunewright_crds.reinforcement import MAX_REWARDS, Grpo, Ppo, RewardTerm, Rloo
+from tunewright_crds.rules import RuleType
 
 
 class Objective(StrEnum):
@@ -428,3 +429,8 @@ class Method(Part):
     def examples(self) -> Examples:
         """What the objective learns from."""
         return LEARNS_FROM[self.objective]
+
+    @property
+    def compares_answers(self) -> bool:
+        """Whether a reward compares with the answer of the data, so that no prompt may lack one."""
+        return any(reward.type is RuleType.EXACT_MATCH for reward in self.rewards)

@@ -60,6 +60,7 @@ FIELDS = {
     "kto's options with another objective": ("method.kto.desirableWeight", 2, "kto holds options of objective kto"),
     "unpaired answers with another objective": ("dataset.sources.0.format", "unpaired", "format unpaired is for objective kto"),
     "preferences with another objective": ("dataset.sources.0.format", "preference", "format preference is for objective dpo or reward"),
+    "prompts alone with another objective": ("dataset.sources.0.format", "prompt", "format prompt is for objective ppo, grpo or rloo"),
     "an architecture that nobody knows": ("model.architecture", "rnn", "model.architecture"),
     "options of galore with another optimizer": ("hyperparameters.galore", {"rank": 8}, "galore holds options of optimizer galore"),
     "a split batch for lomo": (
@@ -340,7 +341,7 @@ def dataset_with(namespace: str, **fields: Any) -> dict[str, Any]:
 def test_an_instruction_dataset_is_fixed_from_the_start_but_for_how_long_it_stays(kubectl: Kubectl, namespace: str) -> None:
     with pytest.raises(CommandFailed, match="names its own sources"):
         kubectl.apply(dataset_with(namespace, dataset={"ref": "other"}))
-    with pytest.raises(CommandFailed, match="holds no preferences yet"):
+    with pytest.raises(CommandFailed, match="holds conversations only: name a source of format preference, unpaired or prompt"):
         kubectl.apply(dataset_with(namespace, dataset={"sources": [{"uri": "s3://bucket/rows.jsonl", "format": "preference"}]}))
     kubectl.apply(dataset_with(namespace))
     kubectl.apply(dataset_with(namespace, ttlSecondsAfterLastUse=60, deletionPolicy="Delete"))

@@ -12,7 +12,7 @@ SMALLEST = {"model": {"uri": "s3://b-1/models/x/"}, "dataset": {"sources": [{"ur
     ("field", "value", "blamed"),
     [
         ("dataset", {"ref": "other"}, "names its own sources"),
-        ("dataset", {"sources": [{"uri": "s3://b-1/rows.jsonl", "format": "preference"}]}, "holds no preferences yet"),
+        ("dataset", {"sources": [{"uri": "s3://b-1/rows.jsonl", "format": "preference"}]}, "holds conversations only"),
         ("dataset", {"sources": []}, "give at least one of sources, or ref"),
         ("resources", {"gpusPerNode": 1}, "Extra inputs are not permitted"),
         ("retries", {"outOfMemory": 1}, "Extra inputs are not permitted"),

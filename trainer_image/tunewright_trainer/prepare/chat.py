@@ -34,13 +34,23 @@ def chat(fields: Fields) -> Conversation:
     if all(isinstance(entry, str) for _, entry in fields.items(key)):
         return alternating(fields, key)
     read = [message_of(entry) for entry in fields.objects(key)]
-    messages = [message for message, _ in read]
-    shift = 0
-    if (instruction := fields.optional("system")) and messages[0]["role"] != "system":
-        messages.insert(0, system(instruction))
-        shift = 1
+    messages = with_system(fields, *(message for message, _ in read))
+    shift = len(messages) - len(read)
     unlearned = frozenset(at + shift for at, (_, learned) in enumerate(read) if not learned)
-    return Conversation(tuple(messages), tools=tools_of(fields), read_only=unlearned)
+    return Conversation(messages, tools=tools_of(fields), read_only=unlearned)
+
+
+def prompt(fields: Fields) -> tuple[Message, ...]:
+    """`prompt`, a text or a list of messages."""
+    if not isinstance(fields.get("prompt"), list):
+        return (user(fields.filled("prompt")),)
+    return tuple(message_of(entry)[0] for entry in fields.objects("prompt"))
+
+
+def with_system(fields: Fields, *messages: Message) -> tuple[Message, ...]:
+    """The messages behind the row's `system`, if it has one and they do not begin with their own."""
+    instruction = fields.optional("system")
+    return (system(instruction), *messages) if instruction and messages[0]["role"] != "system" else messages
 
 
 def alternating(fields: Fields, key: str) -> Conversation:

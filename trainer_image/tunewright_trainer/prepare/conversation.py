@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -35,6 +35,8 @@ class Conversation:
     """The beginning of the last question, where it says what is to be done, and an empty line and the input follow; empty where nobody knows."""
     desirable: bool | None = None
     """Whether the last answer is marked as a good one; None where nobody says."""
+    unanswered: bool = False
+    """Whether all of it is a prompt, for the model to answer itself."""
 
     @property
     def documents(self) -> "tuple[Conversation, ...]":
@@ -86,7 +88,7 @@ class Conversation:
         )
         instruction = clean_text(self.instruction)
         text = clean_text(self.text)
-        return Conversation(messages, self.tools, self.read_only, text, self.group, rejected, self.shared, instruction, self.desirable)
+        return replace(self, messages=messages, text=text, rejected=rejected, instruction=instruction)
 
     def every_text(self) -> list[str]:
         """Everything that a template may show, names of roles among it: also the calls of tools, and what describes these."""
@@ -97,7 +99,7 @@ class Conversation:
         messages, rejected, tools = (tuple(_rewritten(one, change) for one in part) for part in (self.messages, self.rejected, self.tools))
         # Where the instruction ends after a change nobody knows, unless there is none.
         kept = self.instruction if any(one["content"].startswith(self.instruction) for one in messages) else ""
-        return Conversation(messages, tools, self.read_only, change(self.text), self.group, rejected, self.shared, kept, self.desirable)
+        return replace(self, messages=messages, tools=tools, text=change(self.text), rejected=rejected, instruction=kept)
 
 
 @dataclass(frozen=True, slots=True)

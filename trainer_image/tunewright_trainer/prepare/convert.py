@@ -1,6 +1,7 @@
 """From the rows of a file to conversations."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from tunewright_crds.dataset import DataFormat, Source, Targets
@@ -8,7 +9,7 @@ from tunewright_crds.method import Examples
 from tunewright_trainer.prepare import preferences, trees
 from tunewright_trainer.prepare.conversation import Conversation, Drop, Message, RowError, texts_of
 from tunewright_trainer.prepare.fields import Fields
-from tunewright_trainer.prepare.formats import READERS, recognised
+from tunewright_trainer.prepare.formats import PROMPT_READERS, READERS, recognised
 from tunewright_trainer.prepare.rows import Numbered, Problem, Row
 from tunewright_trainer.prepare.templated import RowTemplate
 
@@ -19,13 +20,17 @@ _TREE_KEYS: Final = ("message_tree_id", "message_id", "role", "text")
 
 
 class Converter:
-    """Reads the rows of one source as the examples that an objective learns from. Raises `Refusal` where its template is none; `param` names it then."""
+    """Reads the rows of one source as the examples that an objective learns from. Raises `Refusal` where its template is none; `param` names it then.
 
-    def __init__(self, source: Source, *, param: str, examples: Examples = Examples.CONVERSATIONS) -> None:
+    ``answered``: of prompts only those count that come with an answer.
+    """
+
+    def __init__(self, source: Source, *, param: str, examples: Examples = Examples.CONVERSATIONS, answered: bool = False) -> None:
         self._source = source
         self._unpaired = examples is Examples.UNPAIRED
         self._pairs = examples is Examples.PREFERENCES or self._unpaired
         self._prompts = examples is Examples.PROMPTS
+        self._answered = answered
         self._template = RowTemplate(source.template, source.choices, param=param) if source.template else None
 
     def conversations(self, rows: Iterable[Numbered]) -> Iterator[Found]:
@@ -50,14 +55,23 @@ class Converter:
     def _wanted(self, answers: Iterable[Conversation | Drop]) -> Iterator[Conversation | Drop]:
         before: tuple[Message, ...] | None = None
         for found in answers:
-            if self._prompts and isinstance(found, Conversation) and found.text:
-                raise RowError("", "holds a plain text, in which nothing is a prompt to answer")
+            if self._prompts and isinstance(found, Conversation):
+                found = self._prompt(found)
             if isinstance(found, Conversation) and self._source.targets is Targets.FIRST:
-                prompt = found.messages[: found.shared or -1]
+                prompt = found.messages if found.unanswered else found.messages[: found.shared or -1]
                 if prompt == before:
                     continue
                 before = prompt
             yield from preferences.apart(found) if self._unpaired else (found,)
+
+    def _prompt(self, found: Conversation) -> Conversation:
+        if found.text:
+            raise RowError("", "holds a plain text, in which nothing is a prompt to answer")
+        if not found.messages or found.messages[-1]["role"] not in ("user", "tool"):
+            return found
+        if self._answered:
+            raise RowError("", "ends without an answer, which spec.method.rewards compares with (exact-match)")
+        return replace(found, unanswered=True)
 
     def _answers(self, row: Row) -> Iterable[Conversation | Drop]:
         if self._template:
@@ -66,7 +80,8 @@ class Converter:
         if self._pairs:
             readers = preferences.UNPAIRED_READERS if self._unpaired else preferences.READERS
             return readers[self._source.format](fields)
-        read = recognised(fields) if self._source.format is DataFormat.AUTO else READERS[self._source.format]
+        readers = PROMPT_READERS if self._prompts else READERS
+        read = recognised(fields, prompts=self._prompts) if self._source.format is DataFormat.AUTO else readers[self._source.format]
         return read(fields)
 
     def _is_flat(self, row: Row) -> bool:
@@ -111,7 +126,7 @@ def _told(line: int, found: Iterable[Conversation | Drop]) -> Iterator[Found]:
 
 def _checked(conversation: Conversation) -> Conversation:
     """The conversation, if there is something in it to learn and something that it follows from."""
-    if conversation.text:
+    if conversation.text or conversation.unanswered:
         return conversation
     if not any(message["role"] == "assistant" for message in conversation.messages):
         raise RowError("", "holds no assistant message")

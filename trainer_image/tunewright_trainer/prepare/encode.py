@@ -98,11 +98,12 @@ class Encoder:
             if number in drops:
                 continue
             long = any(len(document.ids) > self._longest * ID_BYTES for document in documents)
-            if long and self._overlong is not Overlong.TRUNCATE:
+            prompt = conversations[number].unanswered
+            if long and (prompt or self._overlong is not Overlong.TRUNCATE):  # a prompt's last tokens ask for the answer
                 drops[number] = OVERLONG
                 continue
             documents = [document.shortened(self._longest) for document in documents] if long else documents
-            if not all(document.learned for document in documents):
+            if not (prompt or all(document.learned for document in documents)):
                 drops[number] = "nothing to learn within maxLength" if long else "nothing to learn"
                 continue
             if len(documents) > 1 and documents[0].ids == documents[1].ids:

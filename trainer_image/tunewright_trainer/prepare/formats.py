@@ -162,6 +162,11 @@ def _text(fields: Fields) -> Found:
     yield Conversation(text=fields.filled("text"))
 
 
+def _prompt(fields: Fields) -> Found:
+    """`prompt`, a text or a list of messages, which is what there is to answer; beside it `system` and `tools`."""
+    yield Conversation(chat.with_system(fields, *chat.prompt(fields)), tools=chat.tools_of(fields))
+
+
 def _tree(fields: Fields) -> Found:
     return trees.whole_tree(fields, trees.threads)
 
@@ -222,13 +227,16 @@ _OTHERS: Final[tuple[tuple[Callable[[Fields], bool], str], ...]] = (
     ),
 )
 READERS: Final = {one.name: one.read for one in FORMATS}
+PROMPT_READERS: Final = READERS | {DataFormat.PROMPT: _prompt}
 
 
-def recognised(fields: Fields) -> Callable[[Fields], Found]:
-    """How to read a row whose format nobody named; raises `RowError`."""
+def recognised(fields: Fields, *, prompts: bool) -> Callable[[Fields], Found]:
+    """How to read a row whose format nobody named, which ``prompts`` may hold no answer; raises `RowError`."""
     for fits, what in _OTHERS:
         if fits(fields):
             raise RowError("", what)
+    if prompts and isinstance(fields.find("prompt"), str | list) and not fields.has("completion"):
+        return _prompt
     for one in FORMATS:
         if one.fits(fields):
             return one.read

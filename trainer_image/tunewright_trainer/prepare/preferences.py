@@ -5,9 +5,8 @@ from dataclasses import replace
 from typing import Final
 
 from tunewright_crds.dataset import DataFormat
-from tunewright_trainer.prepare import trees
-from tunewright_trainer.prepare.chat import message_of, tools_of
-from tunewright_trainer.prepare.conversation import SAME, Conversation, Drop, Message, RowError, assistant, pair, system, user
+from tunewright_trainer.prepare import chat, trees
+from tunewright_trainer.prepare.conversation import SAME, Conversation, Drop, Message, RowError, assistant, pair
 from tunewright_trainer.prepare.fields import Fields
 
 _NO_MARKS: Final = (
@@ -33,31 +32,23 @@ def preference(fields: Fields) -> Found:
         raise RowError(
             fields.name("rejected"), f"must begin as {fields.name('chosen')} does: both with the prompt, or both with the answer"
         )
-    before = () if whole else _prompt(fields)
-    if (instruction := fields.optional("system")) and (*before, *chosen)[0]["role"] != "system":
-        before = (system(instruction), *before)
-    better, worse = (*before, *chosen), (*before, *rejected)
+    before = () if whole else chat.prompt(fields)
+    better, worse = (chat.with_system(fields, *before, *side) for side in (chosen, rejected))
     if better == worse:
         return [Drop(SAME)]
     shared = next((at for at, (one, other) in enumerate(zip(better, worse, strict=False)) if one != other), min(len(better), len(worse)))
     if not all(shared < len(side) and side[shared]["role"] == "assistant" for side in (better, worse)):
         raise RowError(fields.name("rejected"), f"must part from {fields.name('chosen')} with an answer: both are answers to one prompt")
-    return [pair(better, worse, shared=shared, tools=tools_of(fields))]
+    return [pair(better, worse, shared=shared, tools=chat.tools_of(fields))]
 
 
 def _side(fields: Fields, key: str) -> tuple[Message, ...]:
     if not isinstance(fields.get(key), list):
         return (assistant(fields.text(key)),)
-    read = [message_of(entry) for entry in fields.objects(key)]
+    read = [chat.message_of(entry) for entry in fields.objects(key)]
     if not read[-1][1]:
         raise RowError(f"{fields.name(key)}[{len(read) - 1}]", "is not to be learned (weight or train), and yet it is the answer of a pair")
     return tuple(message for message, _ in read)
-
-
-def _prompt(fields: Fields) -> tuple[Message, ...]:
-    if not isinstance(fields.get("prompt"), list):
-        return (user(fields.filled("prompt")),)
-    return tuple(message_of(entry)[0] for entry in fields.objects("prompt"))
 
 
 def _tree(fields: Fields) -> Found:
@@ -85,13 +76,11 @@ def _unpaired(fields: Fields) -> Found:
     label = fields.get("label")
     if label not in (True, False):
         raise RowError(fields.name("label"), "must be true or false: whether the answer is a good one")
-    before, answer = _prompt(fields), _side(fields, "completion")
+    before, answer = chat.with_system(fields, *chat.prompt(fields)), _side(fields, "completion")
     if answer[0]["role"] != "assistant":
         raise RowError(fields.name("completion"), "must begin with an answer: what comes before it belongs to the prompt")
-    if (instruction := fields.optional("system")) and before[0]["role"] != "system":
-        before = (system(instruction), *before)
     read = frozenset(at for at, message in enumerate(before) if message["role"] == "assistant")
-    return [Conversation((*before, *answer), tools_of(fields), read, desirable=bool(label))]
+    return [Conversation((*before, *answer), chat.tools_of(fields), read, desirable=bool(label))]
 
 
 def _marked(fields: Fields) -> Found:

@@ -60,7 +60,7 @@ class Renderer:
         if self._skeletons is None or conversation.tools or not plain or not self._skeletons.fits(contents):
             return None
         roles = tuple(message["role"] for message in conversation.messages)
-        whole = self._skeletons.of(roles, generation_prompt=False)
+        whole = self._skeletons.of(roles, generation_prompt=conversation.unanswered)
         if whole is None:
             return None
         text = whole.filled(contents)
@@ -87,7 +87,8 @@ class Renderer:
 
     def _render(self, conversation: Conversation) -> str:
         """The whole text, in which everything that was said about tools must be found again."""
-        text = render(self._tokenizer, conversation.messages, self._template, generation_prompt=False, tools=conversation.tools)
+        asks, tools = conversation.unanswered, conversation.tools
+        text = render(self._tokenizer, conversation.messages, self._template, generation_prompt=asks, tools=tools)
         for tool in conversation.tools:
             if str(tool["function"].get("name")) not in text:
                 raise Unrenderable("the chat template leaves out the tools")
@@ -99,7 +100,7 @@ class Renderer:
         return text
 
     def _learned(self, conversation: Conversation) -> list[int]:
-        answers = conversation.answers
+        answers = [] if conversation.unanswered else conversation.answers
         return answers[-1:] if self._train_on is TrainOn.LAST_RESPONSE else answers
 
     def _span(self, conversation: Conversation, at: int, text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tunewright_crds.dataset import DatasetStatus, Split
 from tunewright_crds.job import Architecture
-from tunewright_crds.method import Examples
+from tunewright_crds.method import REINFORCED, Examples
 from tunewright_trainer.prepare.cleaning import Cleaner
 from tunewright_trainer.prepare.drops import Drops
 from tunewright_trainer.prepare.encode import IGNORED, Encoded, Ints
@@ -159,7 +159,7 @@ def warnings(facts: dict[str, Any]) -> list[Advice]:
                 "The model does not learn their ends: raise maxLength, or set overlong: drop.",
             )
         )
-    if facts["learnedShare"] < LITTLE:
+    if facts["objective"] not in REINFORCED and facts["learnedShare"] < LITTLE:
         found.append(
             Advice(
                 f"Only {facts['learnedShare']:.1%} of the tokens are learned.",

@@ -152,7 +152,9 @@ def open_sources(config: PodConfig) -> list[OpenSource]:
             _open(
                 config,
                 spec,
-                Converter(spec, param=f"{field}.template", examples=config.spec.method.examples),
+                Converter(
+                    spec, param=f"{field}.template", examples=config.spec.method.examples, answered=config.spec.method.compares_answers
+                ),
                 index=index,
                 param=f"{field}.uri",
             )
