@@ -112,7 +112,7 @@ def _prefers(model: Tuned, example: Example) -> bool:
     """Whether the chosen answer is likelier than the rejected one, by the sum over its tokens."""
     assert example.rejected is not None
     batch = micro_batch([example.document, example.rejected], model.device)
-    with attention.documents(batch.lengths):
+    with attention.documents(batch.segments):
         chosen, rejected = likelihoods(model, batch).logps.tolist()
     return bool(chosen > rejected)
 

@@ -41,7 +41,7 @@ class Probe:
             assert isinstance(batch, Padded)
             with self._autocast():
                 return seq2seq.logits(network, batch).float().cpu()
-        with attention.documents([self.ids.shape[1]]), self._autocast():
+        with attention.documents(attention.Segments()), self._autocast():
             ids = self.ids.to(network.device)
             if hasattr(network, "score"):
                 answer = judged(network, network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])[:, None]

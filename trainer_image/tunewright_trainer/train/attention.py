@@ -2,11 +2,12 @@
 
 A micro-batch is one sequence of all its documents end to end, of shape [1, tokens]. Attention is the only place where tokens of a causal
 transformer meet, so calling it once a document is all that isolation takes: exact, without a mask of tokens × tokens, and without the work
-on pairs that a mask would throw away.
+on pairs that a mask would throw away. Of documents that begin alike (`layout`) the beginning is a segment by itself, which all of them look back to.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -14,20 +15,29 @@ from torch.nn.functional import scaled_dot_product_attention
 
 NAME: Final = "tunewright_documents"
 
+
+@dataclass(frozen=True)
+class Segments:
+    """The parts of a sequence by their ``lengths`` in tokens, and for each the number of that which it ``continues``; -1: none."""
+
+    lengths: Sequence[int] = ()
+    continues: Sequence[int] = ()
+
+
 # Read by every layer of a forward pass, and again by the backward pass where activations are recomputed. Plain module state rather than a
 # context variable: on GPUs the backward pass runs in a thread of its own, which would not see one.
-_lengths: Sequence[int] = ()
+_segments = Segments()
 
 
 @contextmanager
-def documents(lengths: Sequence[int]) -> Iterator[None]:
-    """Say which documents the sequence is made of, by their lengths in tokens. Must enclose the forward and the backward pass."""
-    global _lengths
-    before, _lengths = _lengths, lengths
+def documents(segments: Segments) -> Iterator[None]:
+    """Say which documents the sequence is made of. Must enclose the forward and the backward pass."""
+    global _segments
+    before, _segments = _segments, segments
     try:
         yield
     finally:
-        _lengths = before
+        _segments = before
 
 
 def register() -> None:
@@ -59,18 +69,28 @@ def document_attention(
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    lengths = list(_lengths) or [query.shape[2]]
-    pieces = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    attended = [_attend(q, k, v, dropout=dropout, scaling=scaling, window=sliding_window) for q, k, v in pieces]
+    lengths = list(_segments.lengths) or [query.shape[2]]
+    queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
+    attended = [
+        _attend(
+            queries[number],
+            *(torch.cat([part[trunk], part[number]], dim=2) if trunk >= 0 else part[number] for part in (keys, values)),
+            dropout=dropout,
+            scaling=scaling,
+            window=sliding_window,
+        )
+        for number, trunk in enumerate(_segments.continues or [-1] * len(lengths))
+    ]
     return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout: float, scaling: float | None, window: int | None
 ) -> torch.Tensor:
-    tokens = query.shape[2]
-    if window is None or tokens <= window:
+    """The queries are those of the last keys."""
+    tokens, all_tokens = query.shape[2], key.shape[2]
+    if tokens == all_tokens and (window is None or tokens <= window):
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
-    back = torch.arange(tokens, device=query.device)[:, None] - torch.arange(tokens, device=query.device)
-    mask = (back >= 0) & (back < window)
+    back = torch.arange(all_tokens - tokens, all_tokens, device=query.device)[:, None] - torch.arange(all_tokens, device=query.device)
+    mask = (back >= 0) & (back < (window or all_tokens))
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)

@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from tunewright_trainer.train.attention import Segments
+from tunewright_trainer.train.layout import Document, Place, lay_out
+
 IGNORED: Final = -100  # a label that nothing is learned from, as everywhere in the field
 AUTO_MICRO_TOKENS: Final = 4096  # tokens of an automatic micro-batch: enough to keep the hardware busy, few enough to fit
 
@@ -22,6 +25,15 @@ class Row:
     input_ids: Ints
     labels: Ints
     lengths: Sequence[int]
+
+    @property
+    def documents(self) -> "Iterator[Row]":
+        """Each by itself, and without a label for its first token, which nothing predicts."""
+        labels = _without_first(self.labels, self.lengths)
+        end = 0
+        for length in self.lengths:
+            start, end = end, end + length
+            yield Row(self.input_ids[start:end], labels[start:end], [length])
 
     @property
     def targets(self) -> int:
@@ -133,16 +145,18 @@ def splitmix(state: Any) -> Any:
 class MicroBatch:
     """Rows end to end as one sequence.
 
-    ``input_ids`` and ``position_ids`` are [1, tokens]; ``lengths`` the documents'; ``keep`` [targets] the positions whose next token is learned,
-    ``targets`` [targets] those tokens; ``rows`` the rows themselves.
+    ``input_ids`` and ``position_ids`` are [1, tokens], of which ``segments`` tells the documents, and ``places`` where each is; ``keep`` [targets] are the
+    positions whose next token is learned, document by document (one that is shared may be there twice), ``targets`` [targets] those tokens;
+    ``rows`` the rows themselves.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    lengths: Sequence[int]
+    segments: Segments
     keep: torch.Tensor
     targets: torch.Tensor
     rows: Sequence[Row] = ()
+    places: Sequence[Place] = ()
 
     @property
     def tokens(self) -> int:
@@ -153,7 +167,7 @@ class MicroBatch:
 class Padded(MicroBatch):
     """Sources and targets beside one another, each filled up to the longest.
 
-    ``input_ids`` and ``position_ids`` are [rows, source tokens], ``lengths`` those of the sources; ``labels`` are [rows, target tokens], `IGNORED` where they
+    ``input_ids`` and ``position_ids`` are [rows, source tokens], ``segments`` the sources; ``labels`` are [rows, target tokens], `IGNORED` where they
     are filled up. ``keep`` counts the positions of the decoder [rows × target tokens] row by row; ``targets`` [targets] are the labels there.
     """
 
@@ -170,25 +184,32 @@ class Padded(MicroBatch):
     @property
     def attention_mask(self) -> torch.Tensor:
         """[rows, source tokens]: 1 where a source has a token."""
-        return (self.position_ids < torch.tensor(self.lengths, device=self.position_ids.device)[:, None]).long()
+        return (self.position_ids < torch.tensor(self.segments.lengths, device=self.position_ids.device)[:, None]).long()
 
 
 def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
     """Rows as one sequence without padding, on ``device``; those of an encoder-decoder beside one another (`Padded`)."""
     if isinstance(rows[0], SourceTarget):
         return _beside([row for row in rows if isinstance(row, SourceTarget)], device)
-    lengths = [length for row in rows for length in row.lengths]
-    labels = _without_first(np.concatenate([row.labels for row in rows]), lengths)
-    learned = np.flatnonzero(labels != IGNORED)
-    positions = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    documents = [document for row in rows for document in row.documents]
+    learned = [np.flatnonzero(document.labels != IGNORED) for document in documents]
+    layout = lay_out([Document(document.input_ids, _prompt(document, found)) for document, found in zip(documents, learned, strict=True)])
+    keep = [place.of(found - 1) for place, found in zip(layout.places, learned, strict=True)]
+    targets = [document.labels[found] for document, found in zip(documents, learned, strict=True)]
     return MicroBatch(
-        input_ids=torch.from_numpy(np.concatenate([row.input_ids for row in rows])).to(device)[None],
-        position_ids=torch.from_numpy(positions).to(device)[None],
-        lengths=lengths,
-        keep=torch.from_numpy(learned - 1).to(device),
-        targets=torch.from_numpy(labels[learned]).to(device),
+        input_ids=torch.from_numpy(layout.input_ids).to(device)[None],
+        position_ids=torch.from_numpy(layout.positions).to(device)[None],
+        segments=layout.segments,
+        keep=torch.from_numpy(np.concatenate(keep)).to(device),
+        targets=torch.from_numpy(np.concatenate(targets)).to(device),
         rows=rows,
+        places=layout.places,
     )
+
+
+def _prompt(document: Row, learned: Ints) -> int:
+    """Tokens before the first that is learned; of a document without any all but the last."""
+    return int(learned[0]) if len(learned) else document.tokens - 1
 
 
 def _beside(rows: Sequence[SourceTarget], device: torch.device) -> Padded:
@@ -202,7 +223,7 @@ def _beside(rows: Sequence[SourceTarget], device: torch.device) -> Padded:
     return Padded(
         input_ids=torch.from_numpy(sources).to(device),
         position_ids=torch.from_numpy(positions.copy()).to(device),
-        lengths=[len(row.input_ids) for row in rows],
+        segments=Segments([len(row.input_ids) for row in rows]),
         keep=torch.from_numpy(keep).to(device),
         targets=torch.from_numpy(flat[keep]).to(device),
         labels=torch.from_numpy(labels).to(device),

@@ -63,7 +63,7 @@ class Dpo:
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Share) -> Measured:
         """The loss is the mean over pairs; of loss sft the mean over tokens."""
         before = None if isinstance(share_of, Coupled) else reference(self._before, batch, tail=self._options.ld_alpha)
-        with documents(batch.lengths):
+        with documents(batch.segments):
             policy = likelihoods(tuned, batch, tail=self._options.ld_alpha)
             if isinstance(share_of, Coupled):
                 torch.autograd.backward((policy.logps * share_of.logps + policy.sums * share_of.sums).sum())
@@ -92,7 +92,7 @@ class Dpo:
     def _both(self, tuned: Tuned, batch: MicroBatch) -> tuple[Documents, torch.Tensor]:
         """What the model says, and `Documents.logps` of the reference; on the processor."""
         before = reference(self._before, batch, tail=self._options.ld_alpha)
-        with documents(batch.lengths):
+        with documents(batch.segments):
             return likelihoods(tuned, batch, tail=self._options.ld_alpha).to(torch.device("cpu")), before.cpu()
 
     def _coupled(self, tuned: Tuned, parts: Parts, world: World, whole: Whole) -> list[Share]:
@@ -116,8 +116,7 @@ class Dpo:
 
 def _learned(row: Row) -> int:
     """Tokens that are learned of a pair's chosen answer."""
-    first = row.lengths[0]
-    return Row(row.input_ids[:first], row.labels[:first], [first]).targets
+    return next(row.documents).targets
 
 
 def joined(parts: Sequence[Documents]) -> Documents:
@@ -153,21 +152,20 @@ def likelihoods(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -
     ``tail`` weighs tokens of an answer beyond the length of the shorter one of its pair (Liu et al. 2024, arXiv:2409.06411).
     """
     each = -cross_entropy(loss.forward(tuned, batch), batch.targets, reduction="none")
-    ends = torch.cumsum(torch.tensor([0, *batch.lengths], device=batch.keep.device), 0)
-    counts = torch.searchsorted(batch.keep, ends).diff()
-    parts = torch.split(each, counts.tolist())
+    counts = [document.targets for row in batch.rows for document in row.documents]
+    parts = torch.split(each, counts)
     sums = torch.stack([part.sum() for part in parts])
     if tail is None:
-        return Documents(sums, sums, counts)
+        return Documents(sums, sums, torch.tensor(counts, device=each.device))
     shared = [min(len(parts[at]), len(parts[at ^ 1])) for at in range(len(parts))]
     logps = torch.stack([part[:both].sum() + tail * part[both:].sum() for part, both in zip(parts, shared, strict=True)])
-    return Documents(logps, sums, counts)
+    return Documents(logps, sums, torch.tensor(counts, device=each.device))
 
 
 @torch.no_grad()
 def reference(before: Reference, batch: MicroBatch, *, tail: float | None = None) -> torch.Tensor:
     """`Documents.logps` by the model as it was before training, and without dropout."""
-    with documents(batch.lengths), before.as_before() as tuned, without_dropout(tuned.network):
+    with documents(batch.segments), before.as_before() as tuned, without_dropout(tuned.network):
         return likelihoods(tuned, batch, tail=tail).logps
 
 

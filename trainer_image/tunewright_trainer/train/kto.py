@@ -58,7 +58,7 @@ class Kto:
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: Whole) -> Measured:
         """The loss is the mean over answers."""
         before = reference(self._before, batch)
-        with documents(batch.lengths):
+        with documents(batch.segments):
             policy = likelihoods(tuned, batch).logps
             total, measured = self.measured(policy, before, _marks(batch), share_of)
             torch.autograd.backward(total)
@@ -71,7 +71,7 @@ class Kto:
 
         def of(index: int) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
             batch = micro_batch([rows[index]], tuned.device)
-            with documents(batch.lengths):
+            with documents(batch.segments):
                 policy = likelihoods(tuned, batch).logps
             ratio = self._log_ratios(tuned, [(rows[index], rows[(index or len(rows)) - 1])])
             return ratio, policy.cpu(), reference(self._before, batch).cpu(), _marks(batch).cpu()
@@ -110,7 +110,7 @@ class Kto:
         total = 0.0
         for group in grouped([_mixed(row, other, most) for row, other in pairs], "auto"):
             batch = micro_batch(group, tuned.device)
-            with documents(batch.lengths), without_dropout(tuned.network):
+            with documents(batch.segments), without_dropout(tuned.network):
                 policy = likelihoods(tuned, batch).logps
             total += float((policy - reference(self._before, batch)).sum())
         return total

@@ -51,7 +51,7 @@ def backward(tuned: Tuned, batch: MicroBatch, *, share_of: float, smoothing: flo
     """
     if not len(batch.targets):
         return 0.0
-    with documents(batch.lengths):
+    with documents(batch.segments):
         loss = summed_loss(forward(tuned, batch), batch.targets, smoothing=smoothing) / share_of
         torch.autograd.backward(loss)
     return float(loss.detach())
@@ -62,7 +62,7 @@ def evaluate(tuned: Tuned, batch: MicroBatch) -> tuple[float, int, int]:
     """Summed loss without smoothing, correct tokens, and tokens, of a micro-batch."""
     if not len(batch.targets):
         return 0.0, 0, 0
-    with documents(batch.lengths):
+    with documents(batch.segments):
         logits = forward(tuned, batch)
     correct = int((logits.argmax(dim=-1) == batch.targets).sum())
     return float(summed_loss(logits, batch.targets)), correct, len(batch.targets)

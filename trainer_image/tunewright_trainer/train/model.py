@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
@@ -18,7 +19,8 @@ from tunewright_crds.method import PROMPT_LEARNING, Objective, Tuner
 from tunewright_trainer.architecture import auto_model, check_method, check_seq2seq, check_stated, is_seq2seq
 from tunewright_trainer.prepare.model import read_model
 from tunewright_trainer.train import attention, reward_model, tuners
-from tunewright_trainer.train.data import MicroBatch
+from tunewright_trainer.train.data import IGNORED, Ints, MicroBatch
+from tunewright_trainer.train.layout import LEAST_SHARED, Document, lay_out
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +145,11 @@ def check_kind(folder: Path, spec: JobSpec) -> None:
 
 def _apart(batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
     """The documents in which something is learned: ids [1, tokens], and the learned positions, counted from the end as virtual tokens may stand before."""
-    start = 0
-    for ids in torch.split(batch.input_ids, list(batch.lengths), dim=1):
-        tokens = ids.shape[1]
-        keep = batch.keep[(batch.keep >= start) & (batch.keep < start + tokens)] - start - tokens
+    for document in (document for row in batch.rows for document in row.documents):
+        keep = np.flatnonzero(document.labels != IGNORED) - 1 - document.tokens
         if len(keep):
-            yield {"input_ids": ids, "keep": keep}
-        start += tokens
+            ids, kept = (torch.from_numpy(part).to(batch.input_ids.device) for part in (document.input_ids, keep))
+            yield {"input_ids": ids[None], "keep": kept}
 
 
 def load_base(folder: Path, spec: JobSpec, *, device: torch.device, compute: torch.dtype) -> Any:
@@ -227,14 +227,15 @@ def _four_bits(compute: torch.dtype, device: torch.device) -> dict[str, Any]:
 def check_isolation(network: Any) -> None:
     """Refuse a model in which packed documents see one another, or that attends in a way that we do not compute.
 
-    Asked of the model itself rather than of a list of architectures: two documents must give together what they give alone.
+    Asked of the model itself rather than of a list of architectures: documents, two of which begin alike, must give together what they give alone.
     """
     network.eval()
     vocabulary = int(network.get_input_embeddings().weight.shape[0])
-    first, second = [[index % vocabulary for index in range(start, start + 6)] for start in (1, 11)]
+    other, beginning, *ends = [np.arange(start, end) % vocabulary for start, end in ((1, 7), (11, 11 + LEAST_SHARED), (40, 43), (50, 55))]
+    texts = [other, *(np.concatenate([beginning, end]) for end in ends)]
     try:
-        together = torch.cat([_hidden(network, [first, second])[0, -1:], _hidden(network, [second, first])[0, -1:]])
-        alone = torch.cat([_hidden(network, [second])[0, -1:], _hidden(network, [first])[0, -1:]])
+        together = _last_hidden(network, texts)
+        alone = torch.cat([_last_hidden(network, [text]) for text in texts])
     except (NotImplementedError, TypeError) as error:
         raise Refusal(
             FailureCode.MODEL_UNSUPPORTED, f"the model uses what training cannot do yet: {error}", param="spec.model.uri"
@@ -249,10 +250,10 @@ def check_isolation(network: Any) -> None:
         )
 
 
-def _hidden(network: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-    lengths = [len(text) for text in texts]
-    ids = torch.tensor([[token for text in texts for token in text]], device=network.device)
-    positions = torch.tensor([[position for length in lengths for position in range(length)]], device=network.device)
-    with attention.documents(lengths):
-        hidden: torch.Tensor = network.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-    return hidden
+def _last_hidden(network: Any, texts: Sequence[Ints]) -> torch.Tensor:
+    """[documents, width]: what the model makes of each at its end."""
+    layout = lay_out([Document(text, len(text) - 1) for text in texts])
+    ids, positions = (torch.from_numpy(part)[None].to(network.device) for part in (layout.input_ids, layout.positions))
+    with attention.documents(layout.segments):
+        hidden: torch.Tensor = network.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+    return hidden[np.concatenate([place.of(np.array([len(text) - 1])) for place, text in zip(layout.places, texts, strict=True)])]

@@ -192,7 +192,7 @@ class Surrogate:
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         rows = [row for row in batch.rows if isinstance(row, Valued)]
-        with documents(batch.lengths):
+        with documents(batch.segments):
             policy, entropy, values = valued(tuned, batch, self._temperature)
             each, measured = self.tokens(policy, values, rows)
             torch.autograd.backward(each.sum() / share_of)

@@ -168,7 +168,7 @@ class Answering:
             told: list[tuple[torch.Tensor, ...]] = []
             for group in grouped(own, self._micro, halvings=self._halvings):
                 batch = micro_batch(group, self.tuned.device)
-                with documents(batch.lengths):
+                with documents(batch.segments):
                     parts = [torch.split(each.cpu(), [row.targets for row in group]) for each in found(batch)]
                 told += zip(*parts, strict=True)
             return told

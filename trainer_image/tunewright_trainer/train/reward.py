@@ -30,7 +30,7 @@ class BradleyTerry:
 
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
-        with documents(batch.lengths):
+        with documents(batch.segments):
             with tuned.autocast():
                 rewards = scores(tuned.network, batch)
             losses = self.losses(rewards)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from tunewright_crds.errors import FailureCode, Refusal
@@ -25,7 +26,7 @@ def scores(network: Any, batch: MicroBatch) -> torch.Tensor:
 
     A backward pass must lie within `attention.documents` too.
     """
-    with documents(batch.lengths):
+    with documents(batch.segments):
         hidden = network.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state[0]
     return judged(network, hidden[_last_tokens(batch, network.config.pad_token_id)])
 
@@ -47,14 +48,10 @@ def judged(network: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 def _last_tokens(batch: MicroBatch, padding: int | None) -> torch.Tensor:
     """[documents]: positions of the last tokens that are no padding; of a document of padding alone the first."""
-    ids = batch.input_ids[0]
-    ends = torch.cumsum(torch.tensor(batch.lengths, device=ids.device), 0)
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    if padding is None:
-        return ends - 1
-    positions = torch.arange(len(ids), device=ids.device)
-    last = torch.cummax(torch.where(ids == padding, -1, positions), 0).values[ends - 1]
-    return torch.maximum(last, starts)
+    documents = [document.input_ids for row in batch.rows for document in row.documents]
+    last = [max(np.flatnonzero(ids != padding), default=0) for ids in documents]
+    found = [place.of(np.array([at])) for place, at in zip(batch.places, last, strict=True)]
+    return torch.from_numpy(np.concatenate(found)).to(batch.input_ids.device)
 
 
 def load_reward_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:

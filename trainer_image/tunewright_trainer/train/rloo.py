@@ -75,7 +75,7 @@ class Surrogate:
     def backward(self, tuned: Tuned, batch: MicroBatch, *, share_of: float) -> Measured:
         """See `tunewright_trainer.train.objective.Optimised`."""
         rows = [row for row in batch.rows if isinstance(row, Experience)]
-        with documents(batch.lengths):
+        with documents(batch.segments):
             policy, entropy = log_probabilities(tuned, batch, self._temperature)
             summed, beyond = self.summed(policy, rows)
             torch.autograd.backward(summed / share_of)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.training import documents, packed, write_rows
+from tunewright_trainer.train.attention import Segments
 from tunewright_trainer.train.data import IGNORED, Order, Row, Rows, grouped, micro_batch, permutation
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def test_a_micro_batch_predicts_within_documents_only() -> None:
     batch = micro_batch([a_row([1, 2, 3], [4, 5]), a_row([6, 7])], CPU)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1]]
-    assert batch.lengths == [3, 2, 2]
+    assert batch.segments == Segments([3, 2, 2], [-1, -1, -1])
     # From 1 to 2, 2 to 3, 4 to 5, 6 to 7; never across a border.
     assert batch.keep.tolist() == [0, 1, 3, 5]
     assert batch.targets.tolist() == [2, 3, 5, 7]

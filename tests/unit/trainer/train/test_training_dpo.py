@@ -94,11 +94,11 @@ def test_each_document_is_summed_by_itself() -> None:
     tuned.network.eval()
     made = [*pairs(3), documents(2, seed=5)]
     batch = data.micro_batch(rows_of(made), CPU)
-    with isolated(batch.lengths), torch.no_grad():
+    with isolated(batch.segments), torch.no_grad():
         together = likelihoods(tuned, batch).logps
     for row, found in zip([[one] for both in made for one in both], together, strict=True):
         alone = data.micro_batch(rows_of([row]), CPU)
-        with isolated(alone.lengths), torch.no_grad():
+        with isolated(alone.segments), torch.no_grad():
             assert float(found) == pytest.approx(float(likelihoods(tuned, alone).logps[0]), abs=1e-4)
 
 
@@ -117,7 +117,7 @@ def test_the_reference_is_the_base_without_dropout_and_leaves_the_model_as_it_wa
     found = reference(Reference(tuned), batch)
     assert list(tuned.trainable) == names
     assert tuned.network.training
-    with isolated(batch.lengths), torch.no_grad():
+    with isolated(batch.segments), torch.no_grad():
         torch.testing.assert_close(found, likelihoods(plain, batch).logps, atol=1e-4, rtol=0)
         assert not torch.allclose(found, likelihoods(tuned, batch).logps, atol=1e-1), "dropout and adapter are there again"
 

@@ -1,5 +1,6 @@
 """The loss, against independent ways to compute it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,9 @@ def test_evaluation_counts_tokens_and_right_guesses() -> None:
     tuned = full("llama")
     tuned.network.eval()
     batch = micro_batch(rows_of(documents(3), each=3), CPU)
-    with attention.documents(batch.lengths):
+    with attention.documents(batch.segments):
         guesses = loss.forward(tuned, batch).argmax(dim=-1)
-    again = MicroBatch(batch.input_ids, batch.position_ids, batch.lengths, batch.keep, guesses)
+    again = replace(batch, targets=guesses)
     assert loss.evaluate(tuned, again)[1:] == (len(guesses), len(guesses))
 
 

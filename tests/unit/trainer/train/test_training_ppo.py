@@ -97,7 +97,7 @@ def test_values_are_of_the_hidden_states_that_the_next_token_is_told_from(layout
     rows = [Row(np.array(ids), np.array(labels), [len(ids)]) for ids, labels in documents(3, longest=16)]
     batch = micro_batch(rows, tuned.device)
     tuned.network.eval()
-    with torch.no_grad(), isolated(batch.lengths):
+    with torch.no_grad(), isolated(batch.segments):
         _, _, found = valued(tuned, batch, 1.0)
     expected = []
     for row in rows:
