@@ -52,7 +52,7 @@ def main() -> None:
     options = _options()
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        model = _make_model(Path(folder) / "model", hidden=options.hidden, layers=options.layers)
+        model = make_model(Path(folder) / "model", hidden=options.hidden, layers=options.layers)
         for mix in options.mixes:
             work = Path(folder) / mix.replace("/", "-")
             work.mkdir()
@@ -123,7 +123,7 @@ def _documents(count: int, prompt: int, answer: int) -> list[Document]:
     return made
 
 
-def _make_model(folder: Path, *, hidden: int, layers: int) -> Path:
+def make_model(folder: Path, *, hidden: int, layers: int) -> Path:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from tests.support.models import byte_tokenizer

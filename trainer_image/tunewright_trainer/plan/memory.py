@@ -186,9 +186,9 @@ class _Counted:
         cast = 2 * head if self.element == 2 else 0
         return cast + max(3 * once, once + _FP32 * head if self.several else 0)
 
-    def step(self) -> dict[str, int]:
+    def step(self, *, checkpointing: bool) -> dict[str, int]:
         """The peak of the passes over a micro-batch."""
-        if self.spec.hyperparameters.gradient_checkpointing:
+        if checkpointing:
             held = self.shape.layers * self.stream
             once = self.layer() + self.backward
         else:
@@ -203,7 +203,7 @@ class _Counted:
         return {"weights": self.base, "adapter": adapter, "optimizer": _ADAM_STATES * _FP32 * self.trained}
 
     def training(self) -> dict[str, int]:
-        gradients, passes = _FP32 * self.trained, self.step()
+        gradients, passes = _FP32 * self.trained, self.step(checkpointing=self.spec.hyperparameters.gradient_checkpointing)
         if not self.several and sum(passes.values()) > gradients:
             gradients = 0  # they grow as the activations go
         elif not self.several:
@@ -229,8 +229,9 @@ class _Counted:
         return Estimate(self.tokens, moment, {name: size for name, size in moments[moment].items() if size})
 
     def _with_overhead(self, parts: dict[str, int]) -> dict[str, int]:
-        coming_and_going = sum(parts.get(name, 0) for name in ("activations", "logits"))
-        kept = CACHE_GPU * sum(parts.values()) if self.gpu else HEAP * coming_and_going
+        # The heap keeps as much where layers are computed again: the same tensors come and go, only not all at one time.
+        coming_and_going = self.step(checkpointing=False) if "activations" in parts else {}
+        kept = CACHE_GPU * sum(parts.values()) if self.gpu else HEAP * sum(coming_and_going.values())
         return parts | {"libraries": LIBRARIES_GPU if self.gpu else LIBRARIES_CPU, "allocator": round(kept)}
 
 

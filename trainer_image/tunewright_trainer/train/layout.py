@@ -12,7 +12,10 @@ import numpy as np
 
 from tunewright_trainer.train.attention import Segments
 
-LEAST_SHARED: Final = 16  # tokens: below that, a segment more costs attention what is saved
+# Attention over another segment too has a mask, and computes what a causal one leaves out: where ends are much longer than the beginning that is the
+# greater part (benchmarks/sharing.py).
+LEAST_SHARED: Final = 16  # tokens
+LEAST_SHARE: Final = 1 / 3  # of each document
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -76,16 +79,17 @@ def lay_out(documents: Sequence[Document]) -> Layout:
 def _families(documents: Sequence[Document]) -> Iterator[tuple[int, Sequence[Document]]]:
     """Neighbours, and how many tokens all of them begin with; another joins where more is saved with it than without."""
     family: list[Document] = []
-    shared = 0
+    shared = longest = 0
     for document in documents:
         common = _common(family[0].ids[: shared if len(family) > 1 else family[0].prompt], document) if family else 0
-        if common >= LEAST_SHARED and common * len(family) >= shared * (len(family) - 1):
+        least = max(LEAST_SHARED, LEAST_SHARE * max(longest, len(document.ids)))
+        if common >= least and common * len(family) >= shared * (len(family) - 1):
             family.append(document)
-            shared = common
+            shared, longest = common, max(longest, len(document.ids))
             continue
         if family:
             yield shared, family
-        family, shared = [document], 0
+        family, shared, longest = [document], 0, len(document.ids)
     yield shared, family
 
 

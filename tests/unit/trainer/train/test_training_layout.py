@@ -61,8 +61,14 @@ def test_a_document_joins_where_more_is_saved_with_it() -> None:
         for asked, answer in ((prompt, [4, 5]), (prompt, [6]), (other, [7]), (other, [8, 9]))
     ]
     assert lay_out(made).segments == Segments([60, 2, 1, 60, 1, 2], [-1, 0, 0, -1, 3, 3])
-    behind_one = lay_out([Document(np.array([*system, *asked, 9]), 60) for asked in (prompt, other, [4] * 40)])
-    assert behind_one.segments == Segments([20, 41, 41, 41], [-1, 0, 0, 0])
+    behind_one = lay_out([Document(np.array([*system, *asked[:30], 9]), 50) for asked in (prompt, other, [4] * 40)])
+    assert behind_one.segments == Segments([20, 31, 31, 31], [-1, 0, 0, 0])
+
+
+def test_a_beginning_that_is_little_of_its_documents_is_not_shared() -> None:
+    """Attention that looks back into it would cost more."""
+    made = [Document(np.array([1] * 20 + [end] * 41), 20) for end in (2, 3)]
+    assert lay_out(made).segments == Segments([61, 61], [-1, -1])
 
 
 def answered(layout: Layout, *, rows: int) -> list[Row]:
