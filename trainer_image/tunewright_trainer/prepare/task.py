@@ -105,12 +105,12 @@ class Task:
     def depends(self) -> dict[str, Any]:
         """Everything that the prepared data depends on."""
         options = self.options.model_dump(mode="json", by_alias=True)
-        examples: dict[str, Any] = (
-            {"objective": "dpo"} if self.pairs else {}
-        )  # as it was called before other objectives learned from the same pairs
-        if self.prompts or self.unpaired:
-            examples = {"examples": self.config.spec.method.examples.value}
-            examples |= {"answered": True} if self.config.spec.method.compares_answers else {}
+        method = self.config.spec.method
+        examples: dict[str, Any] = {"examples": method.examples.value} if self.prompts or self.unpaired else {}
+        if self.pairs:
+            examples = {"objective": "dpo"}  # as it was called before other objectives learned from the same pairs
+        if self.prompts:
+            examples |= {"answered": method.compares_answers}
         held_out = {"heldOut": [source.identity() for source in self.held_out]} if self.held_out else {}
         architecture = {"architecture": Architecture.SEQ2SEQ.value, "instructed": self.instructed} if self.seq2seq else {}
         commit = {"modelCommit": self.model.commit} if self.model.commit else {}
