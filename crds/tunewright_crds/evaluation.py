@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part, Rules, SecretName, TaskUri
+from tunewright_crds.fields import Part, Rules, SecretName, TaskUri, cel_list
 from tunewright_crds.method import REINFORCED, Objective, either
 from tunewright_crds.rules import MAX_RULES, AnswerRule
 
@@ -110,7 +110,7 @@ class Requirement(
     json_schema_extra=Rules(
         ("has(self.min) || has(self.max) || self.betterThanBase", _NO_BOUND),
         ("!has(self.min) || !has(self.max) || self.min <= self.max", _NO_ROOM),
-        (f"self.task != '' || self.metric in [{', '.join(repr(name.value) for name in MetricName)}]", _UNKNOWN),
+        (f"self.task != '' || self.metric in {cel_list(MetricName)}", _UNKNOWN),
     ),
 ):
     """What the tuned model must reach."""
@@ -228,10 +228,6 @@ def _without(field: str) -> str:
     return f"require names {either(MEASURED_WITH[field])}, for which evaluation.{field} must be given"
 
 
-def _cel(names: Iterable[str]) -> str:
-    return f"[{', '.join(repr(str(name)) for name in names)}]"
-
-
 class Evaluation(
     Part,
     json_schema_extra=Rules(
@@ -244,7 +240,7 @@ class Evaluation(
         ("!has(self.tasks) || self.tasks.all(t, self.tasks.exists_one(other, other.name == t.name))", _TWICE),
         *(
             (
-                f"!has(self.require) || {_GIVEN[field]} || self.require.all(r, r.task != '' || !(r.metric in {_cel(names)}))",
+                f"!has(self.require) || {_GIVEN[field]} || self.require.all(r, r.task != '' || !(r.metric in {cel_list(names)}))",
                 _without(field),
             )
             for field, names in MEASURED_WITH.items()

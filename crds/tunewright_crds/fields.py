@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
@@ -39,6 +40,11 @@ class Rules(dict[str, Any]):
 
     def __init__(self, *rules: tuple[str, str]) -> None:
         super().__init__({"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]})
+
+
+def cel_list(values: Iterable[str | bool]) -> str:
+    """A list of texts in CEL."""
+    return f"[{', '.join(repr(str(value)) for value in values)}]"
 
 
 def untouched(model: type[BaseModel], *, but: str = "", only: str = "", at: str = "self") -> list[str]:

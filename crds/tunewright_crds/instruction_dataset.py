@@ -6,7 +6,7 @@ from enum import StrEnum
 from pydantic import Field, field_validator
 
 from tunewright_crds.dataset import Dataset
-from tunewright_crds.fields import Part, Rules
+from tunewright_crds.fields import Part, Rules, cel_list
 from tunewright_crds.job import OWN_FORMATS, Model, PreparationRetries
 from tunewright_crds.method import either
 from tunewright_crds.names import DatasetPhase
@@ -28,7 +28,7 @@ class InstructionDatasetSpec(
     Part,
     json_schema_extra=Rules(
         ("self.dataset.ref == ''", _OWN),
-        (f"self.dataset.sources.all(s, !(s.format in {[form.value for form in _OTHER_FORMATS]}))", _CONVERSATIONS),
+        (f"self.dataset.sources.all(s, !(s.format in {cel_list(_OTHER_FORMATS)}))", _CONVERSATIONS),
         *((f"self.{field} == oldSelf.{field}", f"spec.{field} {_FIXED}") for field in ("model", "dataset", "seed", "resources", "retries")),
     ),
 ):

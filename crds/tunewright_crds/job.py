@@ -24,6 +24,7 @@ from tunewright_crds.fields import (
     Part,
     Rules,
     SecretName,
+    cel_list,
     claim_of,
     untouched,
 )
@@ -206,27 +207,23 @@ def _only(examples: Examples) -> str:
     return f"with objective {either(_objectives(examples))} every source holds {examples.value}: format {either(_FORMATS[examples])}, and no template"
 
 
-def _cel(values: Iterable[str | bool]) -> str:
-    return f"[{', '.join(repr(str(value)) for value in values)}]"
-
-
 def _rules_of_objectives() -> Iterator[tuple[str, str]]:
     """What the API server is told of objectives, their options and their data; `JobSpec` says the same in Python."""
     for field, objectives in OPTIONS.items():
         left_out = " && ".join(untouched(Method, only=field, at="self.method"))
-        yield f"self.method.objective in {_cel(objectives)} || ({left_out})", misplaced(field)
+        yield f"self.method.objective in {cel_list(objectives)} || ({left_out})", misplaced(field)
     for examples, formats in _FORMATS.items():
-        learns = f"self.method.objective in {_cel(_objectives(examples))}"
-        yield f"!({learns}) || self.dataset.sources.all(s, s.template == '' && s.format in {_cel(formats)})", _only(examples)
+        learns = f"self.method.objective in {cel_list(_objectives(examples))}"
+        yield f"!({learns}) || self.dataset.sources.all(s, s.template == '' && s.format in {cel_list(formats)})", _only(examples)
     for examples, formats in OWN_FORMATS.items():
-        learns = f"self.method.objective in {_cel(_objectives(examples))}"
-        yield f"{learns} || self.dataset.sources.all(s, !(s.format in {_cel(formats)}))", _foreign(examples)
-    of_conversations = f"self.method.objective in {_cel(_objectives(Examples.CONVERSATIONS))}"
+        learns = f"self.method.objective in {cel_list(_objectives(examples))}"
+        yield f"{learns} || self.dataset.sources.all(s, !(s.format in {cel_list(formats)}))", _foreign(examples)
+    of_conversations = f"self.method.objective in {cel_list(_objectives(Examples.CONVERSATIONS))}"
     yield f"{of_conversations} || self.dataset.ref == ''", _REF_HAS_CONVERSATIONS
     yield f"{of_conversations} || self.dataset.trainOn != 'all'", _ANSWERS_ONLY
     yield f"{of_conversations} || self.hyperparameters.labelSmoothing == 0.0", _OTHER_SMOOTHING
     yield from ((rule.cel, rule.said) for rule in DPO_RULES)
-    reinforced = f"self.method.objective in {_cel(_objectives(Examples.PROMPTS))}"
+    reinforced = f"self.method.objective in {cel_list(_objectives(Examples.PROMPTS))}"
     yield f"!({reinforced}) || self.dataset.sources.all(s, s.format != 'text')", _TEXT_ANSWERS_NOTHING
     yield f"!({reinforced}) || self.method.rewards.size() > 0 || self.method.rewardModel != ''", NEEDS_REWARDS
     yield f"!self.method.rewardModel.startsWith('hf://') || self.method.rewardModel.matches('{MODEL_PINNED}')", PIN_MODEL
@@ -245,7 +242,7 @@ def _rules_of_requirements() -> Iterator[tuple[str, str]]:
         NO_TEST_ROWS,
     )
     for objective, measured in MEASURES.items():
-        can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {_cel(measured)})"
+        can = f"self.evaluation.require.all(r, r.task != '' || r.metric in {cel_list(measured)})"
         yield f"self.method.objective != '{objective}' || {can}", unmeasured(objective)
     asked = "self.evaluation.rules.size() > 0 || self.evaluation.tasks.size() > 0 || self.evaluation.judge.endpoint != ''"
     yield f"self.method.objective != 'reward' || !({asked})", NO_ANSWERS
@@ -255,23 +252,23 @@ def _rules_of_tuners() -> Iterator[tuple[str, str]]:
     """What the API server is told of tuners, and of fields that do not go together. It cannot look into `method.options`."""
     for field, tuners in TUNER_OPTIONS.items():
         left_out = " && ".join(untouched(type(getattr(Method(), field)), at=f"self.method.{field}"))
-        yield f"self.method.tuner in {_cel(tuners)} || ({left_out})", misplaced_of_tuner(field)
-    instructed = f"self.dataset.ref == '' && self.dataset.sources.all(s, s.template == '' && s.format in {_cel(INSTRUCTED)})"
+        yield f"self.method.tuner in {cel_list(tuners)} || ({left_out})", misplaced_of_tuner(field)
+    instructed = f"self.dataset.ref == '' && self.dataset.sources.all(s, s.template == '' && s.format in {cel_list(INSTRUCTED)})"
     yield f"self.method.tuner != 'hint' || ({instructed})", _INSTRUCTED_ONLY
     galore = " && ".join(untouched(Galore, at="self.hyperparameters.galore"))
     yield f"self.hyperparameters.optimizer == '{Optimizer.GALORE}' || ({galore})", MISPLACED_GALORE
     at_once = "self.hyperparameters.microBatchSize == 'auto' || self.hyperparameters.microBatchSize == self.hyperparameters.batchSize"
-    yield f"!(self.hyperparameters.optimizer in {_cel(WITHIN_BACKWARD)}) || {at_once}", BATCH_AT_ONCE
+    yield f"!(self.hyperparameters.optimizer in {cel_list(WITHIN_BACKWARD)}) || {at_once}", BATCH_AT_ONCE
     for pair in APART:
         yield f"!({_is_among(pair.field, pair.values)} && {_is_among(pair.other, pair.others)})", pair.because
 
 
 def _is_among(field: str, values: Iterable[str | bool]) -> str:
     if field in _LISTS:
-        return f"self.{field}.exists(one, one in {_cel(values)})"
+        return f"self.{field}.exists(one, one in {cel_list(values)})"
     if all(isinstance(value, bool) for value in values):
         return f"self.{field} in {json.dumps(list(values))}"
-    return f"self.{field} in {_cel(values)}"
+    return f"self.{field} in {cel_list(values)}"
 
 
 def _found(spec: "JobSpec", field: str) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part
+from tunewright_crds.fields import Part, cel_list
 
 
 class DpoLoss(StrEnum):
@@ -129,7 +129,7 @@ class DpoRule:
 
 def _some(losses: Sequence[DpoLoss]) -> str:
     """CEL: one of the losses is among these."""
-    names, at = f"[{', '.join(repr(loss.value) for loss in losses)}]", "self.method.dpo"
+    names, at = cel_list(losses), "self.method.dpo"
     return f"({at}.losses.size() > 0 ? {at}.losses.exists(l, l.type in {names}) : {at}.loss in {names})"
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field, model_validator
 
-from tunewright_crds.fields import Part, Rules
+from tunewright_crds.fields import Part, Rules, cel_list
 
 MAX_RULES: Final = 16
 MAX_PATTERN: Final = 1024
@@ -31,8 +31,6 @@ class LengthUnit(StrEnum):
 
 _WITH_TEXT: Final = (RuleType.CONTAINS, RuleType.STARTS_WITH, RuleType.ENDS_WITH)
 _WITH_CASE: Final = (RuleType.EXACT_MATCH, RuleType.REGEX, *_WITH_TEXT)
-_TEXT_TYPES: Final = f"[{', '.join(repr(kind.value) for kind in _WITH_TEXT)}]"
-_CASE_TYPES: Final = f"[{', '.join(repr(kind.value) for kind in _WITH_CASE)}]"
 _PATTERN: Final = "pattern is for type regex, which needs one"
 _TEXT: Final = f"text is for types {', '.join(_WITH_TEXT)}, which need one"
 _SCHEMA: Final = "schema is for type json-schema"
@@ -42,11 +40,11 @@ _CASE: Final = f"ignoreCase is for types {', '.join(_WITH_CASE)}"
 
 CEL: Final = (
     ("(self.type == 'regex') == (self.pattern != '')", _PATTERN),
-    (f"(self.type in {_TEXT_TYPES}) == (self.text != '')", _TEXT),
+    (f"(self.type in {cel_list(_WITH_TEXT)}) == (self.text != '')", _TEXT),
     ("self.type == 'json-schema' || self.schema == ''", _SCHEMA),
     ("(self.type == 'length') == (has(self.min) || has(self.max)) && (self.type == 'length' || self.unit == 'characters')", _BOUNDS),
     ("!has(self.min) || !has(self.max) || self.min <= self.max", _ORDER),
-    (f"self.type in {_CASE_TYPES} || !self.ignoreCase", _CASE),
+    (f"self.type in {cel_list(_WITH_CASE)} || !self.ignoreCase", _CASE),
 )
 
 
