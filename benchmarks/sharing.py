@@ -19,15 +19,19 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from benchmarks.training import LORA, MIXES, make_model
+from tests.support.training import a_job
+from tunewright_trainer.train import layout
+from tunewright_trainer.train.data import IGNORED, Row, micro_batch
+from tunewright_trainer.train.model import load
+from tunewright_trainer.train.objective import objective_of, shares_of
+from tunewright_trainer.train.world import World
+
 ANSWERS = 8
 
 
 def main() -> None:
     """Print a table."""
-    from benchmarks.training import LORA, MIXES, make_model
-    from tests.support.training import a_job
-    from tunewright_trainer.train.model import load
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("runs", 5), ("threads", 2), ("hidden", 384), ("layers", 6)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -51,11 +55,6 @@ def main() -> None:
 
 def _times(tuned: Any, spec: Any, prompt: int, answer: int, *, answers: int, runs: int) -> tuple[float, float]:
     """Seconds of a micro-batch without and with sharing, medians."""
-    from tunewright_trainer.train import layout
-    from tunewright_trainer.train.data import IGNORED, Row, micro_batch
-    from tunewright_trainer.train.objective import objective_of, shares_of
-    from tunewright_trainer.train.world import World
-
     rng = np.random.default_rng(0)
     asked = rng.integers(1_000, 32_000, prompt)
     ids = [np.concatenate([asked, rng.integers(1_000, 32_000, answer)]) for _ in range(answers)]

@@ -29,7 +29,8 @@ KNOWN_OBJECTIVES: Final = (Objective.SFT, Objective.DPO, Objective.REWARD)
 KNOWN_TUNERS: Final = (Tuner.FULL, Tuner.LORA, Tuner.QLORA)
 
 _MIB: Final = 2**20
-# The process with torch, transformers and PEFT loaded: measured on processors. With CUDA: its context and cuBLAS's workspaces; by NVIDIA's figures.
+# The process with torch, transformers and PEFT loaded (690 MiB on processors), and what the heap keeps however small the passes are; measured. With CUDA: its
+# context and cuBLAS's workspaces; by NVIDIA's figures.
 LIBRARIES_CPU: Final = 900 * _MIB
 LIBRARIES_GPU: Final = 1000 * _MIB
 # glibc's heap keeps holes between tensors that come and go: what the process held over what its tensors took, in benchmarks/memory.py.

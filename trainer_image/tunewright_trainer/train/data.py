@@ -147,7 +147,7 @@ class MicroBatch:
 
     ``input_ids`` and ``position_ids`` are [1, tokens], of which ``segments`` tells the documents, and ``places`` where each is; ``keep`` [targets] are the
     positions whose next token is learned, document by document (one that is shared may be there twice), ``targets`` [targets] those tokens;
-    ``rows`` the rows themselves.
+    ``rows`` the rows themselves, and ``documents`` theirs.
     """
 
     input_ids: torch.Tensor
@@ -156,6 +156,7 @@ class MicroBatch:
     keep: torch.Tensor
     targets: torch.Tensor
     rows: Sequence[Row] = ()
+    documents: Sequence[Row] = ()
     places: Sequence[Place] = ()
 
     @property
@@ -203,6 +204,7 @@ def micro_batch(rows: Sequence[Row], device: torch.device) -> MicroBatch:
         keep=torch.from_numpy(np.concatenate(keep)).to(device),
         targets=torch.from_numpy(np.concatenate(targets)).to(device),
         rows=rows,
+        documents=documents,
         places=layout.places,
     )
 

@@ -152,7 +152,7 @@ def likelihoods(tuned: Tuned, batch: MicroBatch, *, tail: float | None = None) -
     ``tail`` weighs tokens of an answer beyond the length of the shorter one of its pair (Liu et al. 2024, arXiv:2409.06411).
     """
     each = -cross_entropy(loss.forward(tuned, batch), batch.targets, reduction="none")
-    counts = [document.targets for row in batch.rows for document in row.documents]
+    counts = [document.targets for document in batch.documents]
     parts = torch.split(each, counts)
     sums = torch.stack([part.sum() for part in parts])
     if tail is None:

@@ -36,7 +36,7 @@ class Place:
     shared: int
     start: int
 
-    def of(self, tokens: Ints) -> Ints:
+    def of(self, tokens: Ints | int) -> Ints:
         """Where in the sequence tokens of the document are, by their numbers in it."""
         return np.where(tokens < self.shared, self.trunk + tokens, self.start - self.shared + tokens)
 
@@ -78,19 +78,17 @@ def lay_out(documents: Sequence[Document]) -> Layout:
 
 def _families(documents: Sequence[Document]) -> Iterator[tuple[int, Sequence[Document]]]:
     """Neighbours, and how many tokens all of them begin with; another joins where more is saved with it than without."""
-    family: list[Document] = []
-    shared = longest = 0
-    for document in documents:
-        common = _common(family[0].ids[: shared if len(family) > 1 else family[0].prompt], document) if family else 0
-        least = max(LEAST_SHARED, LEAST_SHARE * max(longest, len(document.ids)))
+    family, shared = [documents[0]], documents[0].prompt
+    for document in documents[1:]:
+        common = _common(family[0].ids[:shared], document)
+        least = max(LEAST_SHARED, LEAST_SHARE * max(len(one.ids) for one in (*family, document)))
         if common >= least and common * len(family) >= shared * (len(family) - 1):
             family.append(document)
-            shared, longest = common, max(longest, len(document.ids))
-            continue
-        if family:
-            yield shared, family
-        family, shared, longest = [document], 0, len(document.ids)
-    yield shared, family
+            shared = common
+        else:
+            yield shared if len(family) > 1 else 0, family
+            family, shared = [document], document.prompt
+    yield shared if len(family) > 1 else 0, family
 
 
 def _common(beginning: Ints, document: Document) -> int:

@@ -145,7 +145,7 @@ def check_kind(folder: Path, spec: JobSpec) -> None:
 
 def _apart(batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
     """The documents in which something is learned: ids [1, tokens], and the learned positions, counted from the end as virtual tokens may stand before."""
-    for document in (document for row in batch.rows for document in row.documents):
+    for document in batch.documents:
         keep = np.flatnonzero(document.labels != IGNORED) - 1 - document.tokens
         if len(keep):
             ids, kept = (torch.from_numpy(part).to(batch.input_ids.device) for part in (document.input_ids, keep))
@@ -256,4 +256,4 @@ def _last_hidden(network: Any, texts: Sequence[Ints]) -> torch.Tensor:
     ids, positions = (torch.from_numpy(part)[None].to(network.device) for part in (layout.input_ids, layout.positions))
     with attention.documents(layout.segments):
         hidden: torch.Tensor = network.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
-    return hidden[np.concatenate([place.of(np.array([len(text) - 1])) for place, text in zip(layout.places, texts, strict=True)])]
+    return hidden[[int(place.of(len(text) - 1)) for place, text in zip(layout.places, texts, strict=True)]]

@@ -48,10 +48,8 @@ def judged(network: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 def _last_tokens(batch: MicroBatch, padding: int | None) -> torch.Tensor:
     """[documents]: positions of the last tokens that are no padding; of a document of padding alone the first."""
-    documents = [document.input_ids for row in batch.rows for document in row.documents]
-    last = [max(np.flatnonzero(ids != padding), default=0) for ids in documents]
-    found = [place.of(np.array([at])) for place, at in zip(batch.places, last, strict=True)]
-    return torch.from_numpy(np.concatenate(found)).to(batch.input_ids.device)
+    last = [int(max(np.flatnonzero(document.input_ids != padding), default=0)) for document in batch.documents]
+    return torch.tensor([int(place.of(at)) for place, at in zip(batch.places, last, strict=True)], device=batch.input_ids.device)
 
 
 def load_reward_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:

@@ -71,7 +71,7 @@ def test_a_beginning_that_is_little_of_its_documents_is_not_shared() -> None:
     assert lay_out(made).segments == Segments([61, 61], [-1, -1])
 
 
-def answered(layout: Layout, *, rows: int) -> list[Row]:
+def answered(rows: int) -> list[Row]:
     """Rows of two answers each to one prompt, as pairs of preferences are; all behind one beginning."""
     rng = np.random.default_rng(3)
     beginning = rng.integers(0, 200, 20)
@@ -93,7 +93,7 @@ def apart(rows: Sequence[Row], monkeypatch: pytest.MonkeyPatch) -> MicroBatch:
 
 @pytest.mark.parametrize("layout", ["llama", "gpt2", "qwen3", "gemma", "mistral", "phi3"])
 def test_loss_and_gradients_are_those_of_documents_one_after_the_other(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = answered(layout, rows=3)
+    rows = answered(3)
     tuned = load(tiny_model(layout), a_job(tiny_model(layout), method={"tuner": "full"}).spec)
     shared, plain = micro_batch(rows, CPU), apart(rows, monkeypatch)
     assert (shared.tokens, plain.tokens) == (20 + 3 * (2 * 12 + 5 + 9), 3 * (2 * 32 + 5 + 9))
@@ -108,7 +108,7 @@ def test_loss_and_gradients_are_those_of_documents_one_after_the_other(layout: L
 
 
 def test_a_sliding_window_reaches_back_into_the_shared_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = answered("mistral", rows=1)
+    rows = answered(1)
     tuned = load(tiny_model("mistral"), a_job(tiny_model("mistral"), method={"tuner": "full"}).spec)
     tuned.network.config.sliding_window = 6
     for layer in tuned.network.base_model.layers:
@@ -122,7 +122,7 @@ def test_a_sliding_window_reaches_back_into_the_shared_beginning(monkeypatch: py
 
 
 def test_rewards_are_those_of_documents_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = answered("llama", rows=2)
+    rows = answered(2)
     job = a_job(tiny_model("llama"), method={"objective": "reward"}, dataset={"sources": [{"uri": "/never/read", "format": "preference"}]})
     tuned = load(tiny_model("llama"), job.spec)
     torch.testing.assert_close(scores(tuned.network, micro_batch(rows, CPU)), scores(tuned.network, apart(rows, monkeypatch)))

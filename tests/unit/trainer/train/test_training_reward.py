@@ -77,7 +77,7 @@ def _plain(folder: Path, batch: data.MicroBatch, network: Any = None) -> torch.T
     network = network or AutoModelForSequenceClassification.from_pretrained(folder)
     assert network.config.num_labels == 1
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = [document.input_ids.tolist() for row in batch.rows for document in row.documents]
+    ids = [document.input_ids.tolist() for document in batch.documents]
     rewards: torch.Tensor = network.eval()(**tokenizer.pad({"input_ids": ids}, return_tensors="pt")).logits[:, 0]
     return rewards
 
